@@ -7,16 +7,20 @@ is declared, a CEL expression that compiles) is checked by `references`. Field d
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from orchestrator_fleet.ids import NAME_PATTERN
-from orchestrator_fleet.spec.units import Duration, Share, Size
+from orchestrator_fleet.spec.units import Duration, Instant, Share, Size
 
 MAX_TEXT = 4_000
+MAX_LABELS = 64
+MAX_SECRETS = 100
+MAX_MACHINES = 2_000
+MAX_ORCHESTRATORS = 20_000
+MAX_KEYS = 10_000
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^k-[0-9a-f]{8}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
@@ -34,7 +38,8 @@ Scope = Literal[
     "admin",
 ]
 Priority = Literal["CRITICAL", "HIGH", "MEDIUM", "LOW"]
-Labels = dict[Name, Annotated[str, StringConstraints(max_length=200)]]
+Labels = Annotated[dict[Name, Annotated[str, StringConstraints(max_length=200)]], Field(max_length=MAX_LABELS)]
+Secrets = Annotated[dict[str, Reference], Field(max_length=MAX_SECRETS)]
 
 
 def _inside(value: str) -> str:
@@ -49,9 +54,9 @@ LinuxPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=
 
 
 class Part(BaseModel):
-    """Every part of the spec: unknown keys are errors, values don't change once read."""
+    """Every part of the spec: unknown keys are errors, `"8"` is no number, values don't change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ControlPlane(Part):
@@ -100,7 +105,7 @@ class CommandRunner(Part):
     files: list[InsidePath] = Field(
         default_factory=list, max_length=100, description="More files (globs) that travel along."
     )
-    secrets: dict[str, Reference] = Field(default_factory=dict, description="Environment variables, by reference.")
+    secrets: Secrets = Field(default_factory=dict, description="Environment variables, by reference.")
 
 
 class ClaudeCodeRunner(Part):
@@ -108,7 +113,7 @@ class ClaudeCodeRunner(Part):
 
     type: Literal["claude-code"]
     model: Text = Field("claude-sonnet-4-5", description="The model's name.")
-    secrets: dict[str, Reference] = Field(default_factory=dict, description="Environment variables, by reference.")
+    secrets: Secrets = Field(default_factory=dict, description="Environment variables, by reference.")
 
 
 Runner = Annotated[CommandRunner | ClaudeCodeRunner, Field(discriminator="type")]
@@ -134,7 +139,9 @@ class Placement(Part):
     """Which machine to choose, where `machine` names none."""
 
     labels: Labels = Field(default_factory=dict, description="Labels that the machine must have.")
-    avoid: list[Name] = Field(default_factory=list, description="Orchestrators not to share a machine with.")
+    avoid: list[Name] = Field(
+        default_factory=list, max_length=100, description="Orchestrators not to share a machine with."
+    )
     spread: Name | None = Field(
         None, description="A label over whose values to spread orchestrators of one discipline."
     )
@@ -224,10 +231,10 @@ class Key(Part):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
         description="Of the key's secret part."
     )
-    scopes: list[Scope] = Field(min_length=1, description="What it may do.")
-    created: datetime | None = Field(None, description="When it was made.")
-    expires: datetime | None = Field(None, description="When it stops working by itself.")
-    revoked: datetime | None = Field(None, description="When it stops, or stopped, working by decision.")
+    scopes: list[Scope] = Field(min_length=1, max_length=20, description="What it may do.")
+    created: Instant | None = Field(None, description="When it was made.")
+    expires: Instant | None = Field(None, description="When it stops working by itself.")
+    revoked: Instant | None = Field(None, description="When it stops, or stopped, working by decision.")
 
 
 class RouteTarget(Part):
@@ -264,7 +271,7 @@ class Route(Part):
     )
     key: Cel | None = Field(None, description="For sticky: CEL over `task`; equal values go to the same orchestrator.")
     weights: dict[Name, Annotated[int, Field(ge=0, le=1000)]] = Field(
-        default_factory=dict, description="For weighted: by orchestrator."
+        default_factory=dict, max_length=1_000, description="For weighted: by orchestrator."
     )
     tests: list[RouteTest] = Field(default_factory=list, max_length=200, description="Checked by `fleet validate`.")
 
@@ -346,7 +353,9 @@ class SlackNotify(Part):
 class Notify(Part):
     """Where alerts go."""
 
-    webhook: dict[Name, Reference] = Field(default_factory=dict, description="URLs by name, by reference.")
+    webhook: dict[Name, Reference] = Field(
+        default_factory=dict, max_length=100, description="URLs by name, by reference."
+    )
     slack: SlackNotify | None = Field(None, description="Slack.")
 
 
@@ -361,15 +370,19 @@ class FleetFile(Part):
         default_factory=list, max_length=100, description="More files (globs); the same keys merge."
     )
     control_plane: ControlPlane = Field(default_factory=ControlPlane, description="Where tasks are kept.")
-    machines: dict[Name, Machine] = Field(min_length=1, description="The machines, by name.")
+    machines: dict[Name, Machine] = Field(min_length=1, max_length=MAX_MACHINES, description="The machines, by name.")
     defaults: OrchestratorDefaults = Field(
         default_factory=OrchestratorDefaults, description="Merged under every orchestrator."
     )
-    orchestrators: dict[Name, Orchestrator] = Field(min_length=1, description="The orchestrators, by name.")
-    keys: dict[KeyId, Key] = Field(default_factory=dict, description="API keys of people and services, as hashes.")
+    orchestrators: dict[Name, Orchestrator] = Field(
+        min_length=1, max_length=MAX_ORCHESTRATORS, description="The orchestrators, by name."
+    )
+    keys: dict[KeyId, Key] = Field(
+        default_factory=dict, max_length=MAX_KEYS, description="API keys of people and services, as hashes."
+    )
     routing: list[Route] = Field(default_factory=list, max_length=500, description="First match wins.")
     limits: list[Limit] = Field(default_factory=list, max_length=100, description="Concurrency and rate by key.")
-    schedules: dict[Name, RecurringTask] = Field(default_factory=dict, description="Recurring tasks.")
+    schedules: dict[Name, RecurringTask] = Field(default_factory=dict, max_length=1_000, description="Recurring tasks.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a change reaches the machines.")
     alerts: list[Alert] = Field(default_factory=list, max_length=200, description="When to tell somebody.")
     notify: Notify = Field(default_factory=Notify, description="Where alerts go.")
