@@ -1,0 +1,90 @@
+"""Which daemons are there: a row for each orchestrator, the newest connection's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from orchestrator_fleet.store.schema import presence
+
+_ALL = sa.select(presence).order_by(presence.c.orchestrator)
+_ONE = sa.select(presence).where(presence.c.orchestrator == sa.bindparam("of"))
+_INSERT = presence.insert()
+_UPDATE = presence.update().where(presence.c.orchestrator == sa.bindparam("of"))
+_UPDATE_EPOCH = _UPDATE.where(presence.c.epoch == sa.bindparam("by_epoch"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """A daemon as it said hello, and when it was last heard. `gone_at_us` None: it is connected.
+
+    `sessions` are the ids of the tasks it said it runs. `boot` and `epoch` are its identity: a newer connection of the
+    same orchestrator has another epoch, and an older one's late words change nothing.
+    """
+
+    orchestrator: str
+    machine: str
+    boot: str
+    epoch: str
+    pid: int
+    generation: str
+    charter_version: str
+    sessions_max: int
+    sessions: tuple[str, ...]
+    connected_at_us: int
+    last_seen_us: int
+    gone_at_us: int | None = None
+
+
+def put(conn: Connection, seen: Presence) -> None:
+    """Write what a hello says; the newest wins."""
+    values = asdict(seen)
+    if conn.execute(_UPDATE, {**values, "of": seen.orchestrator}).rowcount == 0:
+        conn.execute(_INSERT, values)
+
+
+def heard(
+    conn: Connection,
+    *,
+    orchestrator: str,
+    epoch: str,
+    generation: str,
+    charter_version: str,
+    sessions_max: int,
+    sessions: Sequence[str],
+    now_us: int,
+) -> bool:
+    """Write what a beat says; False when a newer connection has taken the place of `epoch`."""
+    values = {
+        "generation": generation,
+        "charter_version": charter_version,
+        "sessions_max": sessions_max,
+        "sessions": list(sessions),
+        "last_seen_us": now_us,
+        "gone_at_us": None,
+    }
+    return conn.execute(_UPDATE_EPOCH, {**values, "of": orchestrator, "by_epoch": epoch}).rowcount == 1
+
+
+def gone(conn: Connection, *, orchestrator: str, epoch: str, now_us: int) -> bool:
+    """Write that the connection of `epoch` ended; False when a newer one has taken its place."""
+    return conn.execute(_UPDATE_EPOCH, {"gone_at_us": now_us, "of": orchestrator, "by_epoch": epoch}).rowcount == 1
+
+
+def find(conn: Connection, orchestrator: str) -> Presence | None:
+    """The orchestrator's daemon; None when it never connected."""
+    row = conn.execute(_ONE, {"of": orchestrator}).mappings().one_or_none()
+    return None if row is None else _presence(row)
+
+
+def everybody(conn: Connection) -> list[Presence]:
+    """All that ever connected, by name."""
+    return [_presence(row) for row in conn.execute(_ALL).mappings()]
+
+
+def _presence(row: sa.RowMapping) -> Presence:
+    seen = Presence(**row)
+    return replace(seen, sessions=tuple(seen.sessions))

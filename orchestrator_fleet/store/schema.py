@@ -1,0 +1,293 @@
+"""The tables, as SQLAlchemy Core, with their invariants as CHECK constraints.
+
+Times are integer microseconds since 1970 UTC (`*_us`). JSON is text, the same on SQLite and PostgreSQL. A partial
+index's predicate stands word for word in the query it serves: SQLite proves no implication beyond `IS NOT NULL`.
+
+    tasks ──< attempts ──< attempt_log            one row a try; its output
+      └──< task_dependencies, task_tags           edges; words
+    events                                        the outbox: every change, in the transaction that made it
+    daemon_keys, presence, idempotency, counters  who may connect; who is there; repeated requests; small numbers
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+REVISION = "0001"
+TASK_STATUSES = ("TODO", "IN_PROGRESS", "BLOCKED", "DONE", "CANCELLED")
+PRIORITIES = ("CRITICAL", "HIGH", "MEDIUM", "LOW")
+BLOCKED_REASONS = ("dependency", "approval", "escalation", "quota", "budget", "attempts_exhausted", "manual")
+OUTCOMES = (
+    "done",
+    "failed",
+    "failed_for_good",
+    "timeout",
+    "crashed",
+    "cancelled",
+    "released",
+    "lease_lost",
+)
+STREAMS = ("stdout", "stderr", "fleet")
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+_decode = msgspec.json.decode
+_encode = msgspec.json.encode
+
+
+class Json(sa.types.TypeDecorator[Any]):
+    """Any JSON value as text; SQL NULL is None."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:  # noqa: ARG002 (the signature is SQLAlchemy's)
+        """To text."""
+        return None if value is None else _encode(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002 (the signature is SQLAlchemy's)
+        """From text."""
+        return None if value is None else _decode(value)
+
+
+def one_of(column: str, words: tuple[str, ...]) -> str:
+    """`column IN ('a', 'b')`, for a CHECK."""
+    return f"{column} IN ({', '.join(repr(word) for word in words)})"
+
+
+def _index(name: str, *columns: sa.Column[Any], where: str | None = None) -> sa.Index:
+    if where is None:
+        return sa.Index(name, *columns)
+    return sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("priority", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("blocked_reason", sa.Text),
+    sa.Column("condition", sa.Text),
+    sa.Column("orchestrator", sa.Text),
+    sa.Column("discipline", sa.Text),
+    sa.Column("tags", Json, nullable=False),
+    sa.Column("due_at_us", sa.BigInteger),
+    sa.Column("available_at_us", sa.BigInteger),
+    sa.Column("estimate_s", sa.Float),
+    sa.Column("depends_on", Json, nullable=False),
+    sa.Column("parent", sa.Text),
+    sa.Column("metadata", Json, nullable=False),
+    sa.Column("route", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_us", sa.BigInteger, nullable=False),
+    sa.Column("started_at_us", sa.BigInteger),
+    sa.Column("completed_at_us", sa.BigInteger),
+    sa.Column("result", Json),
+    sa.Column("error", Json),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("generation", sa.Text),
+    sa.Column("charter_version", sa.Text),
+    # The lease: who holds it now. The token fences every write of the attempt.
+    sa.Column("token", sa.Text),
+    sa.Column("lease_until_us", sa.BigInteger),
+    sa.Column("machine", sa.Text),
+    # The place in line: see tasks.line.
+    sa.Column("rank", sa.SmallInteger, nullable=False),
+    sa.Column("due_key_us", sa.BigInteger, nullable=False),
+    sa.Column("waiting_since_us", sa.BigInteger, nullable=False),
+    sa.Column("wakes_at_us", sa.BigInteger),
+    sa.Column("ripens_at_us", sa.BigInteger),
+    sa.CheckConstraint(one_of("status", TASK_STATUSES), name="status"),
+    sa.CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
+    sa.CheckConstraint(
+        "(status = 'BLOCKED') = (blocked_reason IS NOT NULL)"
+        f" AND (blocked_reason IS NULL OR {one_of('blocked_reason', BLOCKED_REASONS)})",
+        name="blocked_has_a_reason",
+    ),
+    sa.CheckConstraint(
+        "(status = 'IN_PROGRESS' AND token IS NOT NULL AND lease_until_us IS NOT NULL AND orchestrator IS NOT NULL"
+        " AND started_at_us IS NOT NULL AND attempt >= 1)"
+        " OR (status <> 'IN_PROGRESS' AND token IS NULL AND lease_until_us IS NULL)",
+        name="in_progress_has_a_lease",
+    ),
+    sa.CheckConstraint(
+        "(status IN ('DONE', 'CANCELLED')) = (completed_at_us IS NOT NULL)", name="final_has_completed_at"
+    ),
+    sa.CheckConstraint("status = 'TODO' OR (wakes_at_us IS NULL AND ripens_at_us IS NULL)", name="only_todo_waits"),
+    sa.CheckConstraint("rank BETWEEN 0 AND 3", name="rank"),
+    sa.CheckConstraint("attempt >= 0 AND failures >= 0 AND failures <= attempt AND max_attempts >= 1", name="attempts"),
+)
+
+CLAIMABLE = "status = 'TODO' AND wakes_at_us IS NULL"
+RUNNING = "status = 'IN_PROGRESS'"
+
+_index(
+    "ix_tasks_claim",
+    tasks.c.orchestrator,
+    tasks.c.rank,
+    tasks.c.due_key_us,
+    tasks.c.created_at_us,
+    tasks.c.id,
+    where=CLAIMABLE,
+)
+_index("ix_tasks_ripens", tasks.c.ripens_at_us, where="ripens_at_us IS NOT NULL")
+_index("ix_tasks_wakes", tasks.c.orchestrator, tasks.c.wakes_at_us, where="wakes_at_us IS NOT NULL")
+_index("ix_tasks_lease", tasks.c.lease_until_us, where="lease_until_us IS NOT NULL")
+_index("ix_tasks_running", tasks.c.orchestrator, tasks.c.machine, where=RUNNING)
+_index("ix_tasks_line", tasks.c.rank, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
+_index("ix_tasks_created", tasks.c.created_at_us, tasks.c.id)
+_index("ix_tasks_status", tasks.c.status, tasks.c.orchestrator)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("token", sa.Text, nullable=False),
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("generation", sa.Text),
+    sa.Column("charter_version", sa.Text),
+    sa.Column("started_at_us", sa.BigInteger, nullable=False),
+    sa.Column("ended_at_us", sa.BigInteger),
+    sa.Column("outcome", sa.Text),
+    sa.Column("answer", sa.Text),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.Column("usage", Json),
+    sa.Column("stdout_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("stderr_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("log_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.PrimaryKeyConstraint("task", "attempt"),
+    sa.CheckConstraint("(ended_at_us IS NULL) = (outcome IS NULL)", name="ended_has_an_outcome"),
+    sa.CheckConstraint(f"outcome IS NULL OR {one_of('outcome', OUTCOMES)}", name="outcome"),
+)
+
+task_dependencies = sa.Table(
+    "task_dependencies",
+    metadata,
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("depends_on", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.PrimaryKeyConstraint("task", "depends_on"),
+    sa.CheckConstraint("task <> depends_on", name="not_itself"),
+)
+_index("ix_task_dependencies_depends_on", task_dependencies.c.depends_on)
+
+task_tags = sa.Table(
+    "task_tags",
+    metadata,
+    sa.Column("tag", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.PrimaryKeyConstraint("tag", "task"),
+)
+_index("ix_task_tags_task", task_tags.c.task)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("task", sa.Text),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("orchestrator", sa.Text),
+    sa.Column("machine", sa.Text),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("generation", sa.Text),
+    sa.Column("charter_version", sa.Text),
+    sa.Column("route", sa.Text),
+    sa.Column("data", Json, nullable=False),
+    sqlite_autoincrement=True,
+)
+_index("ix_events_task", events.c.task, events.c.seq, where="task IS NOT NULL")
+
+attempt_log = sa.Table(
+    "attempt_log",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("byte_offset", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.ForeignKeyConstraint(["task", "attempt"], ["attempts.task", "attempts.attempt"], ondelete="CASCADE"),
+    sa.CheckConstraint(one_of("stream", STREAMS), name="stream"),
+    sqlite_autoincrement=True,
+)
+_index("ix_attempt_log_task", attempt_log.c.task, attempt_log.c.seq)
+
+daemon_keys = sa.Table(
+    "daemon_keys",
+    metadata,
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False, unique=True),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("orchestrator", "machine"),
+    sa.CheckConstraint("length(sha256) = 64", name="sha256"),
+)
+
+presence = sa.Table(
+    "presence",
+    metadata,
+    sa.Column("orchestrator", sa.Text, primary_key=True),
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("boot", sa.Text, nullable=False),
+    sa.Column("epoch", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("generation", sa.Text, nullable=False),
+    sa.Column("charter_version", sa.Text, nullable=False),
+    sa.Column("sessions_max", sa.Integer, nullable=False),
+    sa.Column("sessions", Json, nullable=False),
+    sa.Column("connected_at_us", sa.BigInteger, nullable=False),
+    sa.Column("last_seen_us", sa.BigInteger, nullable=False),
+    sa.Column("gone_at_us", sa.BigInteger),
+)
+
+idempotency = sa.Table(
+    "idempotency",
+    metadata,
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("headers", Json, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("actor", "key"),
+)
+_index("ix_idempotency_at_us", idempotency.c.at_us)
+
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+# The same table that Alembic keeps; here so that a new file can be stamped without importing it.
+alembic_version = sa.Table(
+    "alembic_version",
+    metadata,
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)

@@ -1,0 +1,235 @@
+"""Looking at tasks: one, a page of many, the events of one, its place in line."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection
+
+from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.store import counters
+from orchestrator_fleet.store.outbox import Event
+from orchestrator_fleet.store.schema import CLAIMABLE, attempts, events, task_tags, tasks
+from orchestrator_fleet.tasks import line, ripen, rows
+from orchestrator_fleet.tasks.task import PRIORITIES, TaskRow
+
+MAX_LIMIT = 100
+MAX_EVENTS = 1_000
+MAX_CURSOR_CHARS = 1_000
+Sort = Literal["claim", "priority", "due_at", "created_at", "updated_at"]
+SORTS: tuple[Sort, ...] = ("claim", "priority", "due_at", "created_at", "updated_at")
+
+_CLASS = sa.case({priority: number for number, priority in enumerate(PRIORITIES)}, value=tasks.c.priority)
+_ANY_RIPE = sa.select(sa.literal(1)).where(tasks.c.ripens_at_us <= sa.bindparam("as_of")).limit(1)
+_EVENTS = (
+    sa.select(events)
+    .where(events.c.task == sa.bindparam("of_task"), events.c.seq > sa.bindparam("after"))
+    .order_by(events.c.seq)
+    .limit(sa.bindparam("most"))
+)
+_ATTEMPTS = sa.select(attempts).where(attempts.c.task == sa.bindparam("of_task")).order_by(attempts.c.attempt)
+_AHEAD = (
+    sa.select(sa.func.count())
+    .select_from(tasks)
+    .where(
+        tasks.c.orchestrator == sa.bindparam("orchestrator"),
+        sa.text(CLAIMABLE),
+        sa.tuple_(tasks.c.rank, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
+        < sa.tuple_(
+            sa.bindparam("rank", type_=sa.Integer),
+            sa.bindparam("due", type_=sa.BigInteger),
+            sa.bindparam("created", type_=sa.BigInteger),
+            sa.bindparam("id", type_=sa.Text),
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What to list; an empty field means any. Several words in one field mean any of them."""
+
+    status: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()
+    orchestrator: tuple[str, ...] = ()
+    discipline: tuple[str, ...] = ()
+    tag: tuple[str, ...] = ()
+    q: str = ""
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    created_after_us: int | None = None
+    unrouted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some of the tasks that match, how many match, and where the next page begins (None: this is the last)."""
+
+    rows: tuple[TaskRow, ...]
+    total: int
+    next_cursor: str | None
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page ended: the last row's key, under which order, and as of when ranks were computed."""
+
+    sort: str
+    descending: bool
+    as_of_us: int
+    key: list[int | str]
+
+
+def get_task(conn: Connection, task_id: str) -> TaskRow:
+    """The task; NotFound when there is none."""
+    return rows.get(conn, task_id)
+
+
+def list_tasks(
+    conn: Connection,
+    *,
+    filters: Filters,
+    now_us: int,
+    sort: Sort = "claim",
+    descending: bool = False,
+    cursor: str | None = None,
+    limit: int = 20,
+) -> Page:
+    """A page in a total order with an id tie-break, so that writers make no row appear twice or be stepped over.
+
+    `sort="claim"` is the order of the line as it is at the first page's time, tasks that wait longer risen; the
+    cursor carries that time. Invalid on a cursor that is not of this sort.
+    """
+    limit = max(1, min(limit, MAX_LIMIT))
+    begin = _read_cursor(cursor, sort=sort, descending=descending) if cursor else None
+    as_of_us = begin.as_of_us if begin else now_us
+    key = _key(conn, sort, as_of_us)
+    where = _where(filters)
+    total = conn.execute(sa.select(sa.func.count()).select_from(tasks).where(*where)).scalar_one()
+    page = sa.select(*rows.COLUMNS, *key).where(*where).limit(limit + 1)
+    if begin:
+        last = sa.tuple_(*(sa.literal(value) for value in begin.key))
+        page = page.where(sa.tuple_(*key) < last if descending else sa.tuple_(*key) > last)
+    page = page.order_by(*(column.desc() if descending else column.asc() for column in key))
+    found = conn.execute(page).all()
+    more = len(found) > limit
+    kept = found[:limit]
+    width = len(rows.COLUMNS)
+    next_cursor = _write_cursor(_Cursor(sort, descending, as_of_us, list(kept[-1][width:]))) if more else None
+    return Page(rows=tuple(TaskRow(*row[:width]) for row in kept), total=total, next_cursor=next_cursor)
+
+
+def events_of(conn: Connection, *, task_id: str, after_seq: int = 0, limit: int = MAX_EVENTS) -> Sequence[Event]:
+    """What happened to a task, oldest first. NotFound when there is none such."""
+    rows.get(conn, task_id)
+    found = conn.execute(_EVENTS, {"of_task": task_id, "after": after_seq, "most": min(limit, MAX_EVENTS)})
+    return [Event(**row) for row in found.mappings()]
+
+
+def attempts_of(conn: Connection, task_id: str) -> list[dict[str, Any]]:
+    """Every try at a task, oldest first, as columns of the table `attempts`, without the token."""
+    found = conn.execute(_ATTEMPTS, {"of_task": task_id}).mappings()
+    return [{name: value for name, value in row.items() if name != "token"} for row in found]
+
+
+def ahead_in_line(conn: Connection, task: TaskRow) -> int | None:
+    """How many tasks of its orchestrator are claimed before it; None when it does not stand in line."""
+    if task.status != "TODO" or task.wakes_at_us is not None or task.orchestrator is None:
+        return None
+    place = {"rank": task.rank, "due": task.due_key_us, "created": task.created_at_us, "id": task.id}
+    return conn.execute(_AHEAD, {"orchestrator": task.orchestrator, **place}).scalar_one()
+
+
+def count_by_status(conn: Connection, orchestrator: str | None = None) -> dict[str, int]:
+    """How many tasks have each status; of one orchestrator, or of all."""
+    query = sa.select(tasks.c.status, sa.func.count().label("many")).group_by(tasks.c.status)
+    if orchestrator is not None:
+        query = query.where(tasks.c.orchestrator == orchestrator)
+    return {row.status: row.many for row in conn.execute(query)}
+
+
+def _key(conn: Connection, sort: Sort, as_of_us: int) -> tuple[ColumnElement[Any], ...]:
+    """The columns that make the order total. None of them is ever NULL."""
+    match sort:
+        case "claim":
+            return (_rank(conn, as_of_us), tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
+        case "priority":
+            return (_CLASS, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
+        case "due_at":
+            return (tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
+        case "created_at":
+            return (tasks.c.created_at_us, tasks.c.id)
+        case "updated_at":
+            return (tasks.c.updated_at_us, tasks.c.id)
+
+
+def _rank(conn: Connection, as_of_us: int) -> ColumnElement[Any]:
+    """The rank as of a time: the stored one when nothing was or became ripe since, which an index gives in order."""
+    moved_since = counters.get(conn, ripen.LAST_RIPENED) > as_of_us
+    if not moved_since and conn.execute(_ANY_RIPE, {"as_of": as_of_us}).first() is None:
+        return tasks.c.rank
+    as_of = sa.literal(as_of_us, sa.BigInteger)
+    waited = sa.case((as_of > tasks.c.waiting_since_us, as_of - tasks.c.waiting_since_us), else_=0)
+    risen = _CLASS - waited // line.AGING_US
+    awake = sa.or_(tasks.c.wakes_at_us.is_(None), tasks.c.wakes_at_us <= as_of)
+    return sa.case(
+        (sa.or_(tasks.c.status != "TODO", sa.not_(awake)), tasks.c.rank),
+        (risen < 0, 0),
+        else_=risen,
+    )
+
+
+def _where(filters: Filters) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    for column, words in (
+        (tasks.c.status, filters.status),
+        (tasks.c.priority, filters.priority),
+        (tasks.c.orchestrator, filters.orchestrator),
+        (tasks.c.discipline, filters.discipline),
+    ):
+        if words:
+            conditions.append(column.in_(words))
+    if filters.tag:
+        conditions.append(sa.exists().where(task_tags.c.task == tasks.c.id, task_tags.c.tag.in_(filters.tag)))
+    if filters.q:
+        text = filters.q.lower()
+        conditions.append(
+            sa.or_(
+                sa.func.lower(tasks.c.title).contains(text, autoescape=True),
+                sa.func.lower(tasks.c.description).contains(text, autoescape=True),
+                tasks.c.id == filters.q,
+            )
+        )
+    if filters.due_before_us is not None:
+        conditions.append(tasks.c.due_at_us < filters.due_before_us)
+    if filters.due_after_us is not None:
+        conditions.append(tasks.c.due_at_us > filters.due_after_us)
+    if filters.created_after_us is not None:
+        conditions.append(tasks.c.created_at_us > filters.created_after_us)
+    if filters.unrouted:
+        conditions.append(tasks.c.orchestrator.is_(None))
+    return conditions
+
+
+def _write_cursor(cursor: _Cursor) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+
+
+def _read_cursor(text: str, *, sort: str, descending: bool) -> _Cursor:
+    wrong = Invalid([("cursor", "it is not a cursor of this list; take `next_cursor` of a page with the same sort")])
+    if len(text) > MAX_CURSOR_CHARS:
+        raise wrong
+    try:
+        cursor = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_Cursor)
+    except (binascii.Error, ValueError):
+        raise wrong from None
+    widths = {"claim": 4, "priority": 4, "due_at": 3, "created_at": 2, "updated_at": 2}
+    shape = [int] * (widths[sort] - 1) + [str]
+    if (cursor.sort, cursor.descending) != (sort, descending) or [type(value) for value in cursor.key] != shape:
+        raise wrong
+    return cursor
