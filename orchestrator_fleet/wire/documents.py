@@ -33,7 +33,12 @@ class WorkspaceDoc(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class OrchestratorDoc(msgspec.Struct, kw_only=True, frozen=True):
-    """`orchestrators/<name>/orchestrator.json`: what a daemon re-reads without a restart."""
+    """`orchestrators/<name>/orchestrator.json`: what a daemon re-reads without a restart.
+
+    Limits are those in force: the smaller of fleet.yaml and the charter; None is without limit. `spec` is its part
+    of fleet.yaml with defaults merged, `charter` the charter's front matter. `assets`: path -> SHA-256 of the files
+    that travel along.
+    """
 
     name: str
     fleet: str
@@ -49,6 +54,10 @@ class OrchestratorDoc(msgspec.Struct, kw_only=True, frozen=True):
     session_memory_bytes: int | None
     workspace: WorkspaceDoc | None
     spec: dict[str, Any]
+    tokens_per_hour: int | None = None
+    usd_per_day: float | None = None
+    charter: dict[str, Any] = {}
+    assets: dict[str, str] = {}
 
 
 class Manifest(msgspec.Struct, kw_only=True, frozen=True):

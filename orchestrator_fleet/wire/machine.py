@@ -22,11 +22,13 @@ class Observe(_Request, frozen=True, tag="observe"):
 class Acquire(_Request, frozen=True, tag="acquire"):
     """Take the machine's lease for `ttl_s` seconds; refused while another holder's is not expired.
 
-    The same holder asking again lengthens its lease and keeps its token.
+    The same holder asking again lengthens its lease and keeps its token. `process` names the holder's own process
+    (boot, pid namespace, pid, start time); a machine of the same kernel frees the lease when that process is gone.
     """
 
     holder: str
     ttl_s: float
+    process: str = ""
 
 
 class Release(_Request, frozen=True, tag="release"):

@@ -1,0 +1,174 @@
+"""How an attempt ended: what the session left behind, turned into the message that ends it. No process, no link.
+
+| exit code | outcome |
+|---|---|
+| 0 | done, with the result; failed if the result is not what it must be |
+| 75 | failed, for now: tried again after the backoff |
+| 78 | failed for good |
+| any other | failed: tried again until the attempts are spent |
+| none left | crashed |
+
+A session that the daemon ended (time limit, cancel, too much output) has that outcome whatever its exit code is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator_fleet.daemon.folder import SessionFolder
+from orchestrator_fleet.daemon.output import MAX_OUTPUT_BYTES, last_text
+from orchestrator_fleet.errors import FleetError
+from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, Finish, Usage
+
+DONE, FAILED, FAILED_FOR_GOOD = "done", "failed", "failed_for_good"
+TIMEOUT, CRASHED, CANCELLED = "timeout", "crashed", "cancelled"
+FLOOD = "flood"
+EXIT_TRY_AGAIN, EXIT_FOR_GOOD = 75, 78
+RESULT_TEXT_BYTES = 4_000
+MAX_RESULT_DEPTH = 100
+ERROR_TEXT_BYTES = 2_000
+_SIGNAL_BASE = 128
+
+
+class ResultInvalid(FleetError):
+    """The result file is not what a result must be."""
+
+
+class _ResultFile(msgspec.Struct, kw_only=True, frozen=True):
+    result: Any
+    usage: Usage | None = None
+
+
+_result_decoder = msgspec.json.Decoder(_ResultFile)
+
+
+def read_result(path: Path) -> _ResultFile | None:
+    """What `$FLEET_RESULT` holds, None if it wasn't written; raises ResultInvalid."""
+    data = _read_regular(path)
+    if data is None:
+        return None
+    if len(data) > MAX_RESULT_BYTES:
+        raise ResultInvalid(
+            f"$FLEET_RESULT: more than {MAX_RESULT_BYTES} bytes; keep large output in a file and name it in the result"
+        )
+    try:
+        found = _result_decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ResultInvalid(
+            f'$FLEET_RESULT: {error}, got {data[:80]!r}; write JSON: {{"result": ..., "usage": {{...}}}}'
+        ) from error
+    _check_usage(found.usage)
+    _check_depth(found.result)
+    return found
+
+
+def _read_regular(path: Path) -> bytes | None:
+    """A file's bytes, one more than a result may have; a pipe or a device would never end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ResultInvalid(f"$FLEET_RESULT: can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ResultInvalid("$FLEET_RESULT: is no regular file; write the JSON into a plain file")
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(MAX_RESULT_BYTES + 1)
+
+
+def _check_usage(usage: Usage | None) -> None:
+    for name, value in msgspec.structs.asdict(usage).items() if usage is not None else ():
+        if value < 0 or not math.isfinite(value):
+            raise ResultInvalid(f"$FLEET_RESULT: usage.{name}: got {value}, wanted 0 or more")
+
+
+def _check_depth(result: Any) -> None:
+    """Refuse what can be read here, but not by a reader with a smaller stack."""
+    level = [result]
+    for _ in range(MAX_RESULT_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise ResultInvalid(f"$FLEET_RESULT: nested deeper than {MAX_RESULT_DEPTH}; make it flatter")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def conclude(*, task: str, token: str, folder: SessionFolder, cause: str, timeout_s: float) -> Finish:
+    """The end of a session that was started. `cause` is why the daemon ended it, empty when it ended by itself."""
+    exit_code = folder.exit_code()
+    try:
+        found, invalid = read_result(folder.result), ""
+    except ResultInvalid as error:
+        found, invalid = None, str(error)
+    outcome, error_text = _judge(cause=cause, exit_code=exit_code, invalid=invalid, timeout_s=timeout_s)
+    if folder.is_cloning() and outcome != CANCELLED:
+        outcome = TIMEOUT if cause == TIMEOUT else CRASHED if exit_code is None else FAILED
+        error_text = f"workspace: git could not clone: {error_text}"
+    if outcome in {FAILED, FAILED_FOR_GOOD, CRASHED} and not cause:
+        error_text = _with_last_words(error_text, folder)
+    result = None
+    if outcome == DONE:
+        result = found.result if found is not None else last_text(folder.stdout, size=RESULT_TEXT_BYTES)
+    return Finish(
+        task=task,
+        token=token,
+        outcome=outcome,
+        exit_code=exit_code,
+        result=result,
+        error=error_text,
+        usage=found.usage if found is not None else None,
+    )
+
+
+def failed(*, task: str, token: str, error: str, for_good: bool = False) -> Finish:
+    """The end of an attempt whose session could not be started."""
+    return Finish(task=task, token=token, outcome=FAILED_FOR_GOOD if for_good else FAILED, error=error)
+
+
+def _judge(*, cause: str, exit_code: int | None, invalid: str, timeout_s: float) -> tuple[str, str]:
+    """(outcome, error)."""
+    ended_by_us = {
+        TIMEOUT: (TIMEOUT, f"ran longer than {timeout_s:g} s, the limit of a session; it was ended"),
+        CANCELLED: (CANCELLED, ""),
+        FLOOD: (
+            FAILED,
+            f"wrote more than {MAX_OUTPUT_BYTES} bytes to stdout and stderr; it was ended: write bulk into a file",
+        ),
+    }
+    if cause:
+        return ended_by_us[cause]
+    if exit_code is None:
+        return CRASHED, "the session is gone without an exit code: it was killed, or the machine restarted"
+    if exit_code == 0:
+        return (FAILED, invalid) if invalid else (DONE, "")
+    if exit_code == EXIT_FOR_GOOD:
+        return FAILED_FOR_GOOD, f"exit code {EXIT_FOR_GOOD}: failed for good"
+    if exit_code == EXIT_TRY_AGAIN:
+        return FAILED, f"exit code {EXIT_TRY_AGAIN}: failed for now"
+    return FAILED, _exit_text(exit_code)
+
+
+def _exit_text(exit_code: int) -> str:
+    try:
+        return f"exit code {exit_code}: ended by {signal.Signals(exit_code - _SIGNAL_BASE).name}"
+    except ValueError:
+        return f"exit code {exit_code}"
+
+
+def _with_last_words(error: str, folder: SessionFolder) -> str:
+    words = last_text(folder.stderr, size=ERROR_TEXT_BYTES).strip()
+    return f"{error}; stderr ends: {words}" if words else error
