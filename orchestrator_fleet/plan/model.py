@@ -9,7 +9,7 @@ import msgspec
 CONTROL_PLANE = "control-plane"
 
 
-class FieldChange(msgspec.Struct, kw_only=True, frozen=True):
+class FieldChange(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """One field: `+` added, `-` removed, `~` changed. Long texts and secrets never stand here."""
 
     op: str
@@ -18,16 +18,17 @@ class FieldChange(msgspec.Struct, kw_only=True, frozen=True):
     after: Any = None
 
 
-class Action(msgspec.Struct, kw_only=True, frozen=True):
+class Action(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """One step.
 
     `target`: a machine, or `control-plane`. `subject`: an orchestrator, a key (`key:k-...`), a route (`route:name`),
     another section of fleet.yaml, or a path.
-    `kind`: start, stop, restart, reload (files change, the process stays), write, prune, no-op.
+    `kind`: start, stop, restart, reload (files change, the process stays), write, prune, no-op. There is one action
+    for a subject of a target. `prune` of a machine takes it down: nothing of the fleet stays on it.
     `change`: what sort of change it is: orchestrator_added, orchestrator_removed, moved, program, not_running,
-    charter_wording, authority_gained, authority_lost, key_added, key_removed, key_revoked,
-    key_rotated, routing, limits,
-    settings, drift, runtime, none.
+    charter_wording, authority_gained, authority_lost, key_added, key_removed, key_revoked, key_rotated, key_changed,
+    routing, limits, settings, drift, runtime, unconfirmed (current, but never confirmed healthy), machine_removed,
+    none. Authority gained goes before all others, whatever the kind, so that nothing hides it.
     """
 
     target: str
@@ -38,7 +39,7 @@ class Action(msgspec.Struct, kw_only=True, frozen=True):
     fields: tuple[FieldChange, ...] = ()
 
 
-class Target(msgspec.Struct, kw_only=True, frozen=True):
+class Target(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """One machine (or the control plane) of a plan.
 
     `fingerprint` is of the observed state the plan was made against; apply refuses when it differs.
@@ -53,7 +54,10 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Summary(msgspec.Struct, kw_only=True, frozen=True):
-    """How many of each kind."""
+    """How many actions of each kind, and how many machines.
+
+    `machines` have something to do, `unchanged` have nothing, the rest are `unreachable`.
+    """
 
     start: int = 0
     stop: int = 0

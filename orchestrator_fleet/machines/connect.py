@@ -1,0 +1,75 @@
+"""Which transport reaches which declared machine: the one place that reads addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from orchestrator_fleet.errors import Unreachable
+from orchestrator_fleet.machines.local import LocalTransport
+from orchestrator_fleet.machines.transport import Transport
+from orchestrator_fleet.plan.model import CONTROL_PLANE
+from orchestrator_fleet.spec.model import Fleet, Machine
+from orchestrator_fleet.wire.machine import Request
+
+LOCAL = "local"
+
+
+class Roots(Protocol):
+    """Where the roots on this host stand."""
+
+    @property
+    def home(self) -> Path:
+        """The fleet folder."""
+
+    @property
+    def control_root(self) -> Path:
+        """The control plane's root."""
+
+    def machine_root(self, name: str) -> Path:
+        """A local machine's root, where fleet.yaml names no other."""
+
+    def local_roots(self) -> list[str]:
+        """Names of the machines that have a root here, declared or not."""
+
+
+class NoTransport:
+    """A machine whose address this version can't reach: it is unreachable, and says why."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name, self._address = name, address
+
+    async def call(self, request: Request, *, timeout_s: float) -> NoReturn:  # noqa: ARG002 - the protocol's shape
+        """Raise Unreachable."""
+        raise Unreachable(self.name, f"{self._address}: this version reaches only `address: local` machines")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def transports_for(fleet: Fleet, roots: Roots) -> dict[str, Transport]:
+    """A transport for the control plane, for each declared machine, and for each undeclared one with a root here.
+
+    The last are machines that an earlier fleet.yaml named: somebody has to end what runs there.
+    """
+    return {
+        CONTROL_PLANE: LocalTransport(CONTROL_PLANE, roots.control_root, roots.home),
+        **{name: _transport(name, machine, roots) for name, machine in fleet.file.machines.items()},
+        **{
+            name: LocalTransport(name, roots.machine_root(name), roots.home)
+            for name in undeclared(fleet.file.machines, roots)
+        },
+    }
+
+
+def _transport(name: str, machine: Machine, roots: Roots) -> Transport:
+    if machine.address != LOCAL:
+        return NoTransport(name, machine.address)
+    root = Path(machine.root) if machine.root is not None else roots.machine_root(name)
+    return LocalTransport(name, root, roots.home)
+
+
+def undeclared(declared: Mapping[str, Machine], roots: Roots) -> list[str]:
+    """Machines that have a root here and that fleet.yaml no longer names."""
+    return [name for name in roots.local_roots() if name not in declared]

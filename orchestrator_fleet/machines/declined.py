@@ -1,0 +1,13 @@
+"""Why the hands did not do what was asked: becomes the request's `Refusal`."""
+
+from __future__ import annotations
+
+LEASE_HELD, FENCED, NOT_STAGED, FAILED = "lease_held", "fenced", "not_staged", "failed"
+
+
+class Declined(Exception):
+    """It is not done; `code` is a Refusal's."""
+
+    def __init__(self, code: str, problem: str) -> None:
+        self.code = code
+        super().__init__(problem)
