@@ -12,11 +12,12 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 KEY_PATTERN = r"fleet_(k-[0-9a-f]{8})_([0-9a-f]{64})_([0-9a-f]{8})"
 _KEY = re.compile(KEY_PATTERN)
 
-SCOPES = (
+Scope = Literal[
     "tasks:read",
     "tasks:write",
     "tasks:work",
@@ -26,7 +27,8 @@ SCOPES = (
     "memory:write",
     "history:sql",
     "admin",
-)
+]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ def make_plan(
         revision=revision,
         targets=tuple(targets),
         actions=tuple(actions),
-        summary=_summary(targets, actions),
+        summary=summarise(targets, actions),
         notes=notes,
     )
     return msgspec.structs.replace(plan, id=plan_id(plan), created_at=to_rfc3339(now_us))
@@ -184,7 +184,8 @@ def _target(name: str, bundle: Bundle | None, state: Seen | None, problem: str) 
     )
 
 
-def _summary(targets: Iterable[Target], actions: Iterable[Action]) -> Summary:
+def summarise(targets: Iterable[Target], actions: Iterable[Action]) -> Summary:
+    """Count what a plan does, by kind and by machine."""
     busy = {action.target for action in actions if action.kind != "no-op"}
     machines = [target for target in targets if target.name != CONTROL_PLANE]
     counts = dict.fromkeys(_KINDS, 0)

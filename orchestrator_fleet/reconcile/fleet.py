@@ -17,8 +17,8 @@ import msgspec
 
 from orchestrator_fleet.clock import SystemClock
 from orchestrator_fleet.errors import StalePlan, UsageError
-from orchestrator_fleet.plan.between import make_plan, plan_id
-from orchestrator_fleet.plan.model import CONTROL_PLANE, Plan, Summary
+from orchestrator_fleet.plan.between import make_plan, plan_id, summarise
+from orchestrator_fleet.plan.model import CONTROL_PLANE, Plan
 from orchestrator_fleet.reconcile.apply import KeyRow, RegisterKeys, apply
 from orchestrator_fleet.reconcile.conditions import FleetStatus, fleet_status
 from orchestrator_fleet.reconcile.destroy import take_everything_down
@@ -70,21 +70,7 @@ def narrowed(plan: Plan, names: Collection[str]) -> Plan:
         raise UsageError(f"--only: there is no machine {', '.join(unknown)}; there are {there}")
     targets = tuple(target for target in plan.targets if target.name in names)
     actions = tuple(action for action in plan.actions if action.target in names)
-    kinds = [action.kind for action in actions]
-    busy = {action.target for action in actions if action.kind != "no-op"}
-    machines = [target for target in targets if target.name != CONTROL_PLANE]
-    summary = Summary(
-        start=kinds.count("start"),
-        stop=kinds.count("stop"),
-        restart=kinds.count("restart"),
-        reload=kinds.count("reload"),
-        write=kinds.count("write"),
-        prune=kinds.count("prune"),
-        unchanged=sum(target.name not in busy and not target.problem for target in machines),
-        machines=sum(target.name in busy for target in machines),
-        unreachable=sum(bool(target.problem) for target in machines),
-    )
-    part = msgspec.structs.replace(plan, targets=targets, actions=actions, summary=summary)
+    part = msgspec.structs.replace(plan, targets=targets, actions=actions, summary=summarise(targets, actions))
     return msgspec.structs.replace(part, id=plan_id(part))
 
 

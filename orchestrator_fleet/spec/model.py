@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from orchestrator_fleet.ids import NAME_PATTERN
+from orchestrator_fleet.keys import Scope
 from orchestrator_fleet.spec.units import Duration, Instant, Share, Size
 
 MAX_TEXT = 4_000
@@ -26,17 +27,6 @@ KeyId = Annotated[str, StringConstraints(pattern=r"^k-[0-9a-f]{8}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 Cel = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 Reference = Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|exec:.+)$")]
-Scope = Literal[
-    "tasks:read",
-    "tasks:write",
-    "tasks:work",
-    "fleet:read",
-    "fleet:write",
-    "keys:write",
-    "memory:write",
-    "history:sql",
-    "admin",
-]
 Priority = Literal["CRITICAL", "HIGH", "MEDIUM", "LOW"]
 Labels = Annotated[dict[Name, Annotated[str, StringConstraints(max_length=200)]], Field(max_length=MAX_LABELS)]
 Secrets = Annotated[dict[str, Reference], Field(max_length=MAX_SECRETS)]

@@ -1,0 +1,59 @@
+"""The ASGI application: routes, their one error handler, the OpenAPI document, and the door around it all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Litestar, Router, WebSocket, websocket
+from litestar.config.app import AppConfig
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from orchestrator_fleet import __version__
+from orchestrator_fleet.api import attempt_routes, fleet_routes, link, problems, task_routes, vp_routes
+from orchestrator_fleet.api.asking import OfPlane, refuse_unknown_query
+from orchestrator_fleet.api.door import Door
+from orchestrator_fleet.api.plane import Plane
+from orchestrator_fleet.wire.http import MAX_BODY_BYTES
+from orchestrator_fleet.wire.link import PATH as LINK_PATH
+
+
+@websocket(LINK_PATH)
+async def daemon_link(socket: WebSocket[Any, Any, Any], plane: OfPlane) -> None:
+    """A daemon's connection."""
+    await link.serve(socket, plane)
+
+
+def create_app(plane: Plane) -> Door:
+    """The application that serves `plane`."""
+    api = Router(path="/api", route_handlers=[*task_routes.ROUTES, *attempt_routes.ROUTES, *vp_routes.ROUTES])
+    app = Litestar.from_config(
+        AppConfig(
+            route_handlers=[api, *fleet_routes.ROUTES, daemon_link],
+            dependencies={"plane": Provide(lambda: plane, sync_to_thread=False)},
+            exception_handlers={Exception: problems.handle, 500: problems.handle},
+            guards=[refuse_unknown_query],
+            request_max_body_size=MAX_BODY_BYTES,
+            openapi_config=_openapi(),
+            logging_config=None,
+        )
+    )
+    return Door(app, authenticate=plane.authenticate)
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="orchestrator-fleet",
+        version=__version__,
+        description="Tasks and orchestrators of a fleet. Errors are RFC 9457 application/problem+json.",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        security=[{"key": []}],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(type="http", scheme="bearer", description="`fleet key create` makes keys.")
+            }
+        ),
+    )

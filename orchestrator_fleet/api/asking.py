@@ -1,0 +1,97 @@
+"""What every handler needs of a request: the key's scopes, pages, lists in a query string, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, get_args
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.params import Dependency, Parameter
+
+from orchestrator_fleet.api.plane import Plane
+from orchestrator_fleet.api.problems import Forbidden, MissingScope
+from orchestrator_fleet.clock import from_datetime
+from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.orchestrators.access import KnownKey
+from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE
+
+MAX_WORDS = 100
+MAX_TEXT_CHARS = 500
+
+Asked = Request[KnownKey, KnownKey, Any]
+OfPlane = Annotated[Plane, Dependency(skip_validation=True)]
+Limit = Annotated[int, Parameter(ge=1, le=MAX_PAGE, default=DEFAULT_PAGE, description="Items a page.")]
+Cursor = Annotated[str | None, Parameter(max_length=1_000, description="`next_cursor` of the page before.")]
+Words = Annotated[list[str] | None, Parameter(max_items=MAX_WORDS, description="Repeatable, or separated by commas.")]
+Text = Annotated[str | None, Parameter(max_length=MAX_TEXT_CHARS)]
+Time = Annotated[datetime | None, Parameter(description="RFC 3339.")]
+
+Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
+
+
+def needs(scope: str) -> Guard:
+    """A guard that lets through only keys with `scope`."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        if not connection.scope["auth"].allows(scope):
+            raise MissingScope(f"this needs a key with the scope {scope}")
+
+    return guard
+
+
+def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A guard: a filter with a typing error in its name must not list everything."""
+    known = handler.parsed_fn_signature.parameters
+    unknown = sorted(name for name in connection.query_params if name not in known)
+    if unknown:
+        raise Invalid([(name[:100], "is not a known query parameter") for name in unknown])
+
+
+def acts_for(key: KnownKey, orchestrator: str, plane: Plane) -> None:
+    """Raise Forbidden unless `key` may act for `orchestrator`."""
+    if not key.acts_for(orchestrator, plane.control.orchestrators):
+        raise Forbidden(f"the key of {key.owner} acts for {key.owner} alone")
+
+
+def words(field: str, given: list[str] | None, *, among: Iterable[str] | None = None) -> tuple[str, ...]:
+    """`["a,b", "c"]` -> `("a", "b", "c")`; raises Invalid on a word that is not `among` those."""
+    found = tuple(word for text in given or () for word in text.split(",") if word)
+    if len(found) > MAX_WORDS:
+        raise Invalid([(field, f"got {len(found)} words, wanted at most {MAX_WORDS}")])
+    if among is not None:
+        known = tuple(among)
+        wrong = [word for word in found if word not in known]
+        if wrong:
+            raise Invalid([(field, f"got {word[:100]!r}, wanted one of {', '.join(known)}") for word in wrong])
+    return found
+
+
+def one_of(field: str, given: str | None, *, among: Any, default: str) -> str:
+    """A word of a Literal type; raises Invalid on another."""
+    known = get_args(among)
+    if given is None:
+        return default
+    if given not in known:
+        raise Invalid([(field, f"got {given[:100]!r}, wanted one of {', '.join(known)}")])
+    return given
+
+
+def instant(given: datetime | None) -> int | None:
+    """Microseconds since 1970; a time without a zone is UTC."""
+    return None if given is None else from_datetime(given if given.tzinfo else given.replace(tzinfo=UTC))
+
+
+def page(data: list[Any], *, limit: int, total: int, next_cursor: str | None) -> dict[str, Any]:
+    """A list as every route answers it."""
+    return {"data": data, "pagination": {"limit": limit, "total": total, "next_cursor": next_cursor}}
+
+
+def version_of(if_match: str | None) -> int | None:
+    """The version that `If-Match: "7"` names; None for no header and for `*`. One that is none of ours is -1."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else -1  # noqa: PLR2004 - fits 64 bits

@@ -1,0 +1,265 @@
+"""`/api/tasks/poll` and what belongs to an attempt: for workers that speak HTTP instead of the daemons' link."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Annotated, Any
+
+import msgspec
+import sqlalchemy as sa
+from litestar import Response, get, post
+from litestar.params import Parameter
+from litestar.response import Stream
+from sqlalchemy import Connection
+
+from orchestrator_fleet.api import asking, work
+from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, needs
+from orchestrator_fleet.api.bodies import JsonBody, from_dict
+from orchestrator_fleet.api.plane import Plane
+from orchestrator_fleet.api.task_routes import sequence, shown
+from orchestrator_fleet.clock import to_rfc3339
+from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.store.schema import attempt_log
+from orchestrator_fleet.tasks import life, view
+from orchestrator_fleet.tasks.output import MAX_READ, Piece
+from orchestrator_fleet.tasks.task import FINAL, TaskRow
+from orchestrator_fleet.wire.http import CompleteTask, FailTask, Heartbeat, Poll, Progress, ReleaseTask, Spent
+from orchestrator_fleet.wire.link import Usage
+
+KEEP_ALIVE_S = 15.0
+CLOSED_REQUEST = 499
+NO_STORE = {"Cache-Control": "no-store"}
+
+_COUNT = sa.select(sa.func.count()).select_from(attempt_log).where(attempt_log.c.task == sa.bindparam("of_task"))
+_WORK, _READ = [needs("tasks:work")], [needs("tasks:read")]
+
+
+@get("/tasks/poll", guards=_WORK)
+async def poll_by_query(
+    *,
+    request: Asked,
+    plane: OfPlane,
+    wait: str | None = None,
+    limit: str | None = None,
+    orchestrator: str | None = None,
+    lease_s: str | None = None,
+) -> Response[dict[str, Any]]:
+    """Claim tasks; see the POST of the same path."""
+    given = {"wait": wait, "limit": limit, "orchestrator": orchestrator, "lease_s": lease_s}
+    asked = from_dict({name: value for name, value in given.items() if value is not None}, Poll, strict=False)
+    return await _poll(request, plane, asked)
+
+
+@post("/tasks/poll", guards=_WORK, dto=JsonBody[Poll], return_dto=None, status_code=200)
+async def poll(request: Asked, plane: OfPlane, data: Poll = Poll()) -> Response[dict[str, Any]]:  # noqa: B008 - an immutable struct
+    """Claim tasks, waiting up to `wait` seconds for the first. A task is given to one poller alone."""
+    return await _poll(request, plane, data)
+
+
+async def _poll(request: Asked, plane: Plane, asked: Poll) -> Response[dict[str, Any]]:
+    orchestrator = asked.orchestrator or request.auth.owner
+    if orchestrator not in plane.control.orchestrators:
+        if asked.orchestrator is None:
+            raise Invalid([("orchestrator", f"is required: the key's owner, {orchestrator}, is none")])
+        raise Invalid([("orchestrator", f"there is no orchestrator {orchestrator}")])
+    asking.acts_for(request.auth, orchestrator, plane)
+    claimant = work.Claimant(orchestrator=orchestrator, actor=request.auth.actor, lease_s=asked.lease_s)
+    claiming = asyncio.create_task(_claim(plane, claimant, asked))
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({claiming, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if claiming.done():
+            return await claiming
+        return Response({"data": [], "reason": "the client hung up"}, status_code=CLOSED_REQUEST, headers=NO_STORE)
+    finally:
+        gone.cancel()
+        if not claiming.done():
+            claiming.cancel()
+            # What it has claimed by now is given back before this request ends.
+            with suppress(asyncio.CancelledError):
+                await claiming
+
+
+async def _claim(plane: Plane, claimant: work.Claimant, asked: Poll) -> Response[dict[str, Any]]:
+    async with work.claimed(plane, claimant, limit=asked.limit, wait_s=asked.wait) as (grants, reason):
+        data = [
+            {
+                "task": view.to_json(grant.task),
+                "lease": {
+                    "token": grant.token,
+                    "expires_at": to_rfc3339(grant.lease_until_us),
+                    "attempt": grant.attempt,
+                },
+            }
+            for grant in grants
+        ]
+        return Response({"data": data, "reason": reason} if reason else {"data": data}, headers=NO_STORE)
+
+
+async def _hung_up(request: Asked) -> None:
+    while True:
+        event = await request.receive()
+        if event["type"] == "http.disconnect":
+            return
+
+
+@post("/tasks/{task_id:str}/heartbeat", guards=_WORK, dto=JsonBody[Heartbeat], return_dto=None, status_code=200)
+async def heartbeat(plane: OfPlane, task_id: str, data: Heartbeat) -> dict[str, Any]:
+    """Hold the task longer."""
+    task = await plane.store.write(
+        lambda conn: life.heartbeat(
+            conn, task_id=task_id, token=data.token, lease_s=data.lease_s, now_us=plane.clock.now_us()
+        )
+    )
+    expires = None if task.lease_until_us is None else to_rfc3339(task.lease_until_us)
+    return {"task": view.to_json(task), "lease": {"token": data.token, "expires_at": expires, "attempt": task.attempt}}
+
+
+@post("/tasks/{task_id:str}/complete", guards=_WORK, dto=JsonBody[CompleteTask], return_dto=None, status_code=200)
+async def complete(request: Asked, plane: OfPlane, task_id: str, data: CompleteTask) -> Response[dict[str, Any]]:
+    """The attempt is done. Twice with the same token answers the same."""
+    return await _finish(
+        request, plane, task_id, token=data.token, outcome="done", result=data.result, usage=_usage(data.usage)
+    )
+
+
+@post("/tasks/{task_id:str}/fail", guards=_WORK, dto=JsonBody[FailTask], return_dto=None, status_code=200)
+async def fail(request: Asked, plane: OfPlane, task_id: str, data: FailTask) -> Response[dict[str, Any]]:
+    """The attempt failed: tried again after a wait, unless it is for good or the attempts are spent."""
+    outcome = "failed" if data.error.retryable else "failed_for_good"
+    return await _finish(
+        request, plane, task_id, token=data.token, outcome=outcome, error=data.error.message, usage=_usage(data.usage)
+    )
+
+
+@post("/tasks/{task_id:str}/release", guards=_WORK, dto=JsonBody[ReleaseTask], return_dto=None, status_code=200)
+async def release(request: Asked, plane: OfPlane, task_id: str, data: ReleaseTask) -> Response[dict[str, Any]]:
+    """Give the task back untouched."""
+    return await _finish(request, plane, task_id, token=data.token, outcome="released", error=data.reason)
+
+
+@post("/tasks/{task_id:str}/progress", guards=_WORK, dto=JsonBody[Progress], return_dto=None, status_code=200)
+async def progress(request: Asked, plane: OfPlane, task_id: str, data: Progress) -> Response[dict[str, Any]]:
+    """Say how it goes."""
+    task = await plane.store.write(
+        lambda conn: life.progress(
+            conn,
+            task_id=task_id,
+            token=data.token,
+            message=data.message,
+            actor=request.auth.actor,
+            now_us=plane.clock.now_us(),
+        )
+    )
+    plane.pulse.nudge()
+    return shown(task)
+
+
+async def _finish(
+    request: Asked,
+    plane: Plane,
+    task_id: str,
+    *,
+    token: str,
+    outcome: str,
+    result: Any = None,
+    error: str = "",
+    usage: Usage | None = None,
+) -> Response[dict[str, Any]]:
+    now_us, actor = plane.clock.now_us(), request.auth.actor
+    task = await plane.store.write(
+        lambda conn: life.finish(
+            conn,
+            task_id=task_id,
+            token=token,
+            outcome=outcome,
+            retry=plane.control.dispatch.retry(life.get_task(conn, task_id).orchestrator),
+            roll=random.random(),  # noqa: S311 - spreads retries, guards nothing
+            actor=actor,
+            now_us=now_us,
+            result=result,
+            error=error,
+            usage=usage,
+        )
+    )
+    plane.pulse.nudge()
+    return shown(task)
+
+
+def _usage(spent: Spent | None) -> Usage | None:
+    return None if spent is None else spent.usage()
+
+
+@get("/tasks/{task_id:str}/log", guards=_READ)
+async def task_log(
+    *,
+    plane: OfPlane,
+    task_id: str,
+    limit: Limit,
+    follow: bool = False,
+    attempt: Annotated[int | None, Parameter(ge=1)] = None,
+    cursor: Cursor = None,
+) -> Response[dict[str, Any]] | Stream:
+    """What the sessions printed, in order of arrival. `follow` streams it as server-sent events until the task ends."""
+    after = sequence(cursor)
+    if follow:
+        await plane.store.read(lambda conn: life.get_task(conn, task_id))
+        stream = _follow(plane, task_id, after, attempt)
+        return Stream(stream, media_type="text/event-stream", headers={**NO_STORE, "X-Accel-Buffering": "no"})
+    _, pieces, total = await plane.store.read(lambda conn: _read(conn, task_id, after, attempt, limit=limit + 1))
+    some = pieces[:limit]
+    next_cursor = str(some[-1].seq) if len(pieces) > limit else None
+    return Response(asking.page([_piece(one) for one in some], limit=limit, total=total, next_cursor=next_cursor))
+
+
+def _read(
+    conn: Connection, task_id: str, after: int, attempt: int | None, *, limit: int
+) -> tuple[TaskRow, Sequence[Piece], int]:
+    """The task, its next pieces and how many there are in all, of one snapshot."""
+    task = life.get_task(conn, task_id)
+    pieces = life.read_log(conn, task_id=task_id, after_seq=after, attempt=attempt, limit=limit)
+    return task, pieces, conn.execute(_COUNT, {"of_task": task_id}).scalar_one()
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {
+        "seq": piece.seq,
+        "at": to_rfc3339(piece.at_us),
+        "attempt": piece.attempt,
+        "stream": piece.stream,
+        "offset": piece.byte_offset,
+        "text": piece.text,
+    }
+
+
+async def _follow(plane: Plane, task_id: str, after: int, attempt: int | None) -> AsyncIterator[bytes]:
+    """Server-sent events: `log` for each piece, `end` when the task is over, a comment while it is quiet."""
+    with plane.readers.waiting(task_id) as woken:
+        while not plane.closing.is_set():
+            woken.clear()
+            task, pieces, _ = await plane.store.read(
+                lambda conn, after=after: _read(conn, task_id, after, attempt, limit=MAX_READ)  # type: ignore[misc] # bound now
+            )
+            for piece in pieces:
+                after = piece.seq
+                yield _sse("log", _piece(piece), seq=piece.seq)
+            if pieces:
+                continue
+            if task.status in FINAL:
+                yield _sse("end", {"status": task.status}, seq=after)
+                return
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    await woken.wait()
+            except TimeoutError:
+                yield b": still here\n\n"
+
+
+def _sse(event: str, data: Any, *, seq: int) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, event.encode(), msgspec.json.encode(data))
+
+
+ROUTES = [poll_by_query, poll, heartbeat, complete, fail, release, progress, task_log]

@@ -1,0 +1,95 @@
+"""Who a key is and what it may do. Pure: keys and time come in, an answer goes out.
+
+The whole key ring is in memory (it is a few hundred hashes), so a check costs one SHA-256 and no query,
+and an unknown id costs the same as a known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from orchestrator_fleet import keys
+from orchestrator_fleet.clock import from_datetime
+
+DAEMON_SCOPES = ("tasks:work",)
+_NOBODY = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKey:
+    """A key as declared (or, with a `machine`, as a daemon's). Times are microseconds since 1970."""
+
+    id: str
+    owner: str
+    sha256: str
+    scopes: tuple[str, ...]
+    expires_us: int | None = None
+    revoked_us: int | None = None
+    machine: str = ""
+
+    @property
+    def actor(self) -> str:
+        """The name that events carry."""
+        return f"daemon:{self.owner}@{self.machine}" if self.machine else self.id
+
+    def allows(self, scope: str) -> bool:
+        """Whether it has the scope; `admin` has all."""
+        return keys.allows(self.scopes, scope)
+
+    def acts_for(self, orchestrator: str, orchestrators: Iterable[str]) -> bool:
+        """Whether it may act for `orchestrator`: an orchestrator's key acts for that one alone."""
+        return self.owner == orchestrator or "admin" in self.scopes or self.owner not in orchestrators
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why a key is not good: malformed, unknown, revoked or expired."""
+
+    reason: str
+
+
+def check(text: str, *, rings: Iterable[Mapping[str, KnownKey]], now_us: int) -> KnownKey | Denied:
+    """The key that `text` is, or why it is none. Takes the same time for unknown ids and wrong secrets."""
+    parsed = keys.parse(text)
+    if parsed is None:
+        return Denied("malformed")
+    key_id, secret = parsed
+    known = next((ring[key_id] for ring in rings if key_id in ring), None)
+    good = keys.matches(secret, known.sha256 if known else _NOBODY)
+    if known is None or not good:
+        return Denied("unknown")
+    why = still_good(known, now_us=now_us)
+    return known if why is None else Denied(why)
+
+
+def still_good(known: KnownKey | None, *, now_us: int) -> str | None:
+    """Why a key with the right secret is good no more (unknown, revoked, expired); None while it is."""
+    if known is None:
+        return "unknown"
+    if known.revoked_us is not None and known.revoked_us <= now_us:
+        return "revoked"
+    if known.expires_us is not None and known.expires_us <= now_us:
+        return "expired"
+    return None
+
+
+def declared(section: Mapping[str, Mapping[str, Any]]) -> dict[str, KnownKey]:
+    """The ring of fleet.yaml's `keys`, as control.json has them."""
+    return {
+        key_id: KnownKey(
+            id=key_id,
+            owner=key["owner"],
+            sha256=key["sha256"],
+            scopes=tuple(key["scopes"]),
+            expires_us=_instant(key.get("expires")),
+            revoked_us=_instant(key.get("revoked")),
+        )
+        for key_id, key in section.items()
+    }
+
+
+def _instant(text: str | None) -> int | None:
+    return None if text is None else from_datetime(datetime.fromisoformat(text))

@@ -1,0 +1,165 @@
+"""Who may do what: every route against every scope."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from serving import SCOPED, ControlPlane
+
+NO_TASK = "task-00000000000000000000000000"
+ROUTES: list[tuple[str, str, str]] = [
+    ("GET", "/api/tasks", "tasks:read"),
+    ("POST", "/api/tasks", "tasks:write"),
+    ("GET", f"/api/tasks/{NO_TASK}", "tasks:read"),
+    ("PUT", f"/api/tasks/{NO_TASK}", "tasks:write"),
+    ("DELETE", f"/api/tasks/{NO_TASK}", "tasks:write"),
+    ("POST", "/api/tasks/assign", "tasks:write"),
+    ("GET", "/api/tasks/poll?orchestrator=nobody", "tasks:work"),
+    ("POST", "/api/tasks/poll", "tasks:work"),
+    *[
+        ("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:work")
+        for verb in ("heartbeat", "complete", "fail", "release", "progress")
+    ],
+    *[("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:write") for verb in ("cancel", "retry", "unblock")],
+    ("GET", f"/api/tasks/{NO_TASK}/events", "tasks:read"),
+    ("GET", f"/api/tasks/{NO_TASK}/log", "tasks:read"),
+    ("GET", "/api/vps", "fleet:read"),
+    ("GET", "/api/vps/vp-a", "fleet:read"),
+    ("GET", "/api/orchestrators", "fleet:read"),
+    ("GET", "/api/orchestrators/vp-a", "fleet:read"),
+    ("GET", "/api/fleet", "fleet:read"),
+    ("POST", "/api/sql", "history:sql"),
+]
+OPEN = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/schema/openapi.json"), ("POST", "/api/vps/validate")]
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=str)
+def test_a_route_takes_its_scope_and_admin_and_no_other(
+    shared: ControlPlane, method: str, path: str, scope: str
+) -> None:
+    """403 missing_scope for the others; for the two the request gets to its own errors."""
+    for key in SCOPED:
+        answer = shared.ask(method, path, key=key, json={} if method in ("POST", "PUT") else None)
+        refused = answer.status_code == 403 and answer.json()["code"] == "missing_scope"
+        assert refused == (key not in (scope, "admin")), f"{key}: {answer.status_code} {answer.text}"
+
+
+def test_the_table_of_scopes_names_every_route(shared: ControlPlane) -> None:
+    """A route that is added must be added here too."""
+    paths = shared.json("GET", "/schema/openapi.json")["paths"]
+    documented = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    tested = {
+        (method, path.partition("?")[0].replace(NO_TASK, "{task_id}").replace("vp-a", "{vp}"))
+        for method, path, _ in ROUTES
+    }
+    opened = {(m, p) for m, p in OPEN if "schema" not in p} | {("POST", "/api/orchestrators/validate")}
+    assert documented == tested | opened
+
+
+@pytest.mark.parametrize(("method", "path"), [(m, p) for m, p, _ in ROUTES] + [("GET", "/nope"), ("GET", "/api/nope")])
+def test_nothing_is_told_without_a_key(shared: ControlPlane, method: str, path: str) -> None:
+    """401 for what is and what is not there alike."""
+    answer = shared.ask(method, path, key=None)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize(("method", "path"), OPEN)
+def test_open_routes_need_no_key(shared: ControlPlane, method: str, path: str) -> None:
+    """Health, the OpenAPI document and the check of a key."""
+    answer = shared.ask(method, path, key=None, json={"api_key": "x"} if method == "POST" else None)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "bearer x", "Basic eDp5", "Bearer nonsense", "Bearer fleet_k-1_2_3", "é"]
+)
+def test_a_header_that_is_no_key_is_401(shared: ControlPlane, header: str) -> None:
+    """Whatever stands there."""
+    answer = httpx.get(f"{shared.url}/api/tasks", headers={b"Authorization": header.encode()})
+    assert answer.status_code == 401
+
+
+def _key(plane: ControlPlane, **fields: Any) -> str:
+    plane.declare("probe", owner="service:probe", scopes=["tasks:read"], **fields)
+    return plane.keys["probe"]
+
+
+def test_expired_and_revoked_keys_are_told_apart_only_by_validate(control_plane: ControlPlane) -> None:
+    """On every other route they are 401 like an unknown one."""
+    now = datetime.now(UTC)
+    past, future = (now - timedelta(hours=1)).isoformat(), (now + timedelta(hours=1)).isoformat()
+    texts = {
+        "expired": _key(control_plane, expires=past),
+        "revoked": _key(control_plane, revoked=past),
+        "good": _key(control_plane, expires=future, revoked=future),
+    }
+    known = control_plane.keys["admin"]
+    texts["malformed"] = known[:-1] + ("0" if known[-1] != "0" else "1")
+    control_plane.write()
+    control_plane.start()
+    for reason, text in texts.items():
+        told = control_plane.json("POST", "/api/vps/validate", key=None, json={"api_key": text})
+        answer = httpx.get(f"{control_plane.url}/api/tasks", headers={"Authorization": f"Bearer {text}"})
+        if reason == "good":
+            assert told["valid"]
+            assert told["vp"] == "service:probe"
+            assert told["key"]["scopes"] == ["tasks:read"]
+            assert datetime.fromisoformat(told["key"]["expires_at"]) == datetime.fromisoformat(future)
+            assert answer.status_code == 200
+        else:
+            assert told == {"valid": False, "reason": reason}
+            assert answer.status_code == 401
+
+
+def test_validate_knows_unknown_keys_and_missing_scopes(shared: ControlPlane) -> None:
+    """And says which orchestrator a key is of."""
+    unknown = "fleet_k-00000000_" + "0" * 64
+    text = f"{unknown}_{zlib.crc32(unknown.encode()):08x}"
+    for body, expected in (
+        ({"api_key": text}, {"valid": False, "reason": "unknown"}),
+        ({"api_key": ""}, {"valid": False, "reason": "malformed"}),
+        (
+            {"api_key": shared.keys["vp-a"], "required_scopes": ["history:sql"]},
+            {"valid": False, "reason": "missing_scope"},
+        ),
+    ):
+        assert shared.json("POST", "/api/orchestrators/validate", key=None, json=body) == expected
+    good = {"api_key": shared.keys["vp-a"], "required_scopes": ["tasks:work"]}
+    assert shared.json("POST", "/api/vps/validate", key=None, json=good)["vp"] == "vp-a"
+
+
+def test_validate_is_limited_by_caller(control_plane: ControlPlane) -> None:
+    """429 with Retry-After, not a guess more."""
+    control_plane.start()
+    with httpx.Client(base_url=control_plane.url) as client:
+        for _ in range(2_000):
+            answer = client.post("/api/vps/validate", json={"api_key": "x"})
+            if answer.status_code != 200:
+                break
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["code"] == "too_many_requests"
+
+
+def test_an_orchestrators_key_claims_for_itself_alone(shared: ControlPlane) -> None:
+    """Without `orchestrator` it is the key's owner; another's is refused, but not to admin."""
+    assert shared.ask("POST", "/api/tasks/poll", key="vp-a", json={}).status_code == 200
+    answer = shared.ask("POST", "/api/tasks/poll", key="vp-a", json={"orchestrator": "vp-b"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert shared.ask("POST", "/api/tasks/poll", key="admin", json={"orchestrator": "vp-b"}).status_code == 200
+
+
+def test_no_key_ever_stands_in_the_log(shared: ControlPlane) -> None:
+    """Not even when it was sent where it does not belong."""
+    shared.ask("GET", f"/api/tasks/{shared.keys['admin']}")
+    shared.ask("GET", "/api/tasks")
+    for text in shared.keys.values():
+        assert text not in shared.log
+        assert text.split("_")[2] not in shared.log
