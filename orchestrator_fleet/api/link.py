@@ -145,6 +145,7 @@ class Link:
         self.held: dict[str, Holding] = {}
         self.gone = asyncio.Event()
         self._plane, self._socket, self._hello = plane, socket, hello
+        self._holder = f"{hello.boot}/{hello.epoch}"
         self._sessions_max, self._generation = hello.sessions_max, hello.generation
         self._charter_version = hello.charter_version
         self._since_us = self._last_seen_us = plane.clock.now_us()
@@ -254,6 +255,7 @@ class Link:
                 conn,
                 orchestrator=self.orchestrator,
                 machine=self.machine,
+                holder=self._holder,
                 held=_held(hello.held),
                 lease_s=LEASE_S,
                 actor=self.key.actor,
@@ -319,7 +321,7 @@ class Link:
         claimant = work.Claimant(
             orchestrator=self.orchestrator,
             machine=self.machine,
-            holder=f"{self._hello.boot}/{self._hello.epoch}",
+            holder=self._holder,
             actor=self.key.actor,
             generation=message.generation,
             charter_version=message.charter_version,

@@ -48,8 +48,9 @@ class Connected(Protocol):
 class Plane:
     """What is in force now, and who is connected. All of it belongs to one event loop.
 
-    `control` is replaced as a whole when another generation is applied under `control_root`. `workers` wait for tasks, by orchestrator;
-    `readers` for events and output, by task. `moved` is set when something happened that history lacks.
+    `control` is replaced as a whole when another generation is applied under `control_root`.
+    `workers` wait for tasks, by orchestrator; `readers` for events and output, by task. `moved` is set when something
+    happened that history lacks.
     """
 
     def __init__(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import LeaseLost
-from orchestrator_fleet.store.schema import RUNNING, tasks
+from orchestrator_fleet.store.schema import RUNNING, attempts, tasks
 from orchestrator_fleet.tasks import rows, transitions
 from orchestrator_fleet.tasks.task import Held, TaskRow
 
@@ -31,7 +30,8 @@ _EXPIRED = (
 )
 _NEXT = sa.select(sa.func.min(tasks.c.lease_until_us)).where(sa.text("lease_until_us IS NOT NULL"))
 _RUNNING_THERE = (
-    sa.select(*rows.COLUMNS)
+    sa.select(*rows.COLUMNS, attempts.c.holder)
+    .join(attempts, sa.and_(attempts.c.task == tasks.c.id, attempts.c.attempt == tasks.c.attempt))
     .where(
         tasks.c.orchestrator == sa.bindparam("orchestrator"),
         tasks.c.machine == sa.bindparam("machine"),
@@ -94,26 +94,39 @@ def reconcile_held(
     *,
     orchestrator: str,
     machine: str,
+    holder: str,
     held: Sequence[Held],
     lease_s: float,
     actor: str,
     now_us: int,
 ) -> Reconciled:
-    """Make the store agree with a daemon that says hello.
+    """Make the store agree with a daemon that says hello; `holder` is its boot and epoch, as its claims named them.
 
     What it holds stays its own for `lease_s` more, or is lost if the token is an old one; what the store thinks it
-    runs and it does not hold goes back to the line at once.
+    runs and it does not hold goes back to the line at once. If this very process claimed it, the answer never arrived
+    and nothing was tried, so that counts for nothing; else a try was lost with the process before it.
     """
     lost = beat(conn, held=held, lease_s=lease_s, now_us=now_us)
     kept = {one.task for one in held}.difference(lost)
-    running = conn.execute(_RUNNING_THERE, {"orchestrator": orchestrator, "machine": machine})
-    there = sorted(map(rows.read, running), key=attrgetter("id"))
+    running = conn.execute(_RUNNING_THERE, {"orchestrator": orchestrator, "machine": machine}).all()
+    there = sorted(((rows.read(row), row.holder) for row in running), key=lambda one: one[0].id)
     requeued = tuple(
-        take_back(conn, task, why="its daemon no longer has it", actor=actor, now_us=now_us)
-        for task in there
+        _undelivered(conn, task, actor=actor, now_us=now_us)
+        if claimed_by == holder
+        else take_back(conn, task, why="its daemon no longer has it", actor=actor, now_us=now_us)
+        for task, claimed_by in there
         if task.id not in kept
     )
     return Reconciled(lost=lost, requeued=requeued)
+
+
+def _undelivered(conn: Connection, task: TaskRow, *, actor: str, now_us: int) -> TaskRow:
+    """Give back a task whose claim was written down and whose answer was lost on its way."""
+    why = "its claim never reached the daemon"
+    after = rows.apply(conn, task, transitions.released(task, now_us=now_us), now_us=now_us)
+    run_s = rows.end_attempt(conn, task, outcome="released", now_us=now_us, error=why)
+    rows.tell(conn, "task_released", after, actor=actor, now_us=now_us, outcome="released", reason=why, run_s=run_s)
+    return after
 
 
 def take_back(conn: Connection, task: TaskRow, *, why: str, actor: str, now_us: int) -> TaskRow:

@@ -32,10 +32,9 @@ _END_ATTEMPT = (
 )
 
 
-def read(row: sa.Row[Any]) -> TaskRow:
-    """A selected row of COLUMNS as a value."""
-    values: Sequence[Any] = row
-    return TaskRow(*values)
+def read(row: Sequence[Any]) -> TaskRow:
+    """A selected row that begins with COLUMNS, as a value."""
+    return TaskRow(*row[: len(COLUMNS)])
 
 
 def get(conn: Connection, task_id: str) -> TaskRow:

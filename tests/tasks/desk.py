@@ -74,9 +74,13 @@ class Desk:
         """Take back what nobody holds any more."""
         return self._write(life.expire_leases)
 
-    def hello(self, *held: Held, orchestrator: str = "vp-a", machine: str = "m1") -> Any:
-        """What a daemon that says hello causes."""
-        return self._write(life.reconcile_held, orchestrator=orchestrator, machine=machine, held=held, lease_s=30.0)
+    def hello(
+        self, *held: Held, orchestrator: str = "vp-a", machine: str = "m1", holder: str = "boot/later epoch"
+    ) -> Any:
+        """What a daemon that says hello causes; by default one that was started after the claims."""
+        return self._write(
+            life.reconcile_held, orchestrator=orchestrator, machine=machine, holder=holder, held=held, lease_s=30.0
+        )
 
     def cancel(self, task: TaskRow) -> Changed:
         """Cancel it."""

@@ -307,6 +307,23 @@ def test_hello_keeps_what_is_held_and_takes_back_what_is_not(desk: Desk) -> None
     assert [desk.get(g.task).status for g in (kept, elsewhere, other)] == ["IN_PROGRESS"] * 3
 
 
+def test_a_claim_whose_answer_was_lost_counts_for_nothing(desk: Desk) -> None:
+    """The process that claimed is still the same and says it has nothing: nothing was tried."""
+    grant = desk.run(max_attempts=1)
+    (requeued,) = desk.hello(holder="boot/epoch").requeued
+    assert (requeued.status, requeued.failures) == ("TODO", 0)
+    (again,) = desk.claim()
+    assert (again.task.id, again.attempt) == (grant.task.id, 2)
+    assert desk.finish(again).status == "DONE"
+
+
+def test_an_attempt_that_died_with_its_daemon_counts(desk: Desk) -> None:
+    """Else a task that kills its machine would be tried for ever."""
+    desk.run(max_attempts=1)
+    (requeued,) = desk.hello().requeued
+    assert (requeued.status, requeued.blocked_reason) == ("BLOCKED", "attempts_exhausted")
+
+
 def test_cancelling_stops_who_runs_it(desk: Desk) -> None:
     """The answer names the attempt; its later reports are refused, but for the word that it stopped."""
     grant = desk.run()
