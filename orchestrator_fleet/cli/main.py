@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -16,6 +17,9 @@ from orchestrator_fleet.cli.command import Lazy, LazyGroup
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, FleetError, SpecInvalid
 
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+# A plan of a large fleet is millions of values that live until it is printed: the default thresholds walk over them
+# again and again, which makes the cost grow faster than the fleet.
+GC_THRESHOLDS = (50_000, 20, 100)
 DEBUG = "FLEET_DEBUG"
 _COMPLETION = "_FLEET_COMPLETE"
 _MODULES = "orchestrator_fleet.cli"
@@ -54,6 +58,7 @@ def main() -> None:
     """The console script: run the command line and leave with its exit code."""
     if _COMPLETION in os.environ:
         root.main(prog_name="fleet")
+    gc.set_threshold(*GC_THRESHOLDS)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -123,8 +123,9 @@ def _target_lines(target: Target, actions: list[Action], paint: Any) -> Iterator
 
 def _action_lines(action: Action, paint: Any) -> Iterator[str]:
     symbol = _SYMBOLS[action.kind]
-    reason = _clean(action.reason).replace("authority gained", "AUTHORITY GAINED", 1)
-    yield f"  {paint(f'{symbol:<3}', _COLOURS[symbol])} {_clean(action.subject)}  {action.kind}: {reason}"
+    change = action.change.replace("_", " ")
+    change = change.upper() if action.change == _GAINED else change
+    yield f"  {paint(f'{symbol:<3}', _COLOURS[symbol])} {_clean(action.subject)}  {action.kind} ({change}): {_clean(action.reason.removeprefix('authority '))}"
     for field in action.fields:
         yield f"        {paint(field.op, _COLOURS[field.op])} {_clean(field.path)}{_values(field)}"
 
