@@ -125,7 +125,8 @@ def _action_lines(action: Action, paint: Any) -> Iterator[str]:
     symbol = _SYMBOLS[action.kind]
     change = action.change.replace("_", " ")
     change = change.upper() if action.change == _GAINED else change
-    yield f"  {paint(f'{symbol:<3}', _COLOURS[symbol])} {_clean(action.subject)}  {action.kind} ({change}): {_clean(action.reason.removeprefix('authority '))}"
+    reason = _clean(action.reason.removeprefix("authority "))  # the class has said so
+    yield f"  {paint(f'{symbol:<3}', _COLOURS[symbol])} {_clean(action.subject)}  {action.kind} ({change}): {reason}"
     for field in action.fields:
         yield f"        {paint(field.op, _COLOURS[field.op])} {_clean(field.path)}{_values(field)}"
 
