@@ -7,6 +7,7 @@ text says what to do.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,13 +35,19 @@ class Running(msgspec.Struct, frozen=True):
 
 
 def running(state: State) -> Running | None:
-    """The control plane that runs on this machine for this fleet, if its process lives."""
+    """The control plane that runs on this machine for this fleet, if one does.
+
+    Its file stays behind when it is killed, and its pid may be another process's by then; only its lock tells.
+    """
     try:
         told = msgspec.json.decode(state.serve_file.read_bytes(), type=Running)
-        os.kill(told.pid, 0)
+        with state.serve_lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back a moment later
+    except BlockingIOError:
+        return told
     except (OSError, msgspec.DecodeError):
         return None
-    return told
+    return None
 
 
 def url_of(fleet_file: Path, *, given: str | None) -> str:

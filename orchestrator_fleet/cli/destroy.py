@@ -15,7 +15,7 @@ from orchestrator_fleet.cli.progress import RolloutProgress
 from orchestrator_fleet.cli.values import yes_option
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, Refused
 from orchestrator_fleet.reconcile.fleet import destroy
-from orchestrator_fleet.reconcile.report import RolloutFailed
+from orchestrator_fleet.reconcile.report import Result, RolloutFailed
 from orchestrator_fleet.reconcile.state import State
 
 
@@ -26,6 +26,7 @@ def command(*, yes: bool, data: bool) -> int:
     """End every daemon, session and supervisord, and remove what apply made, on every machine.
 
     Tasks, history, keys and logs stay, so that a later apply goes on where this one ended; --data removes all but keys.
+    A `fleet serve` goes on. A fleet.yaml that can't be read does not keep what runs on this host from being ended.
     """
     output.require_consent(yes=yes)
     state = State(place().file)
@@ -47,7 +48,11 @@ def command(*, yes: bool, data: bool) -> int:
     if place().json:
         output.write_json(report_json(report))
     else:
-        output.say(f"{output.count(len(report.outcomes), 'target')} taken down in {output.span(report.seconds)}")
+        down = report.having(Result.APPLIED)
+        took = f"{output.count(len(down), 'target')} taken down in {output.span(report.seconds)}"
+        output.say(took if down else "nothing was there to take down")
+    if served is not None:
+        output.say(f"`fleet serve` still runs here, pid {served.pid}; Ctrl-C or `kill {served.pid}` ends it", err=True)
     return EXIT_DONE
 
 
@@ -58,7 +63,7 @@ def remove_data(state: State) -> None:
             path.unlink(missing_ok=True)
     for folder in (state.history_folder, state.log):
         shutil.rmtree(folder, ignore_errors=True)
-    for leftover in (state.serve_file, state.dir / "serve.lock"):
+    for leftover in (state.serve_file, state.serve_lock):
         leftover.unlink(missing_ok=True)
     if state.dir.is_dir() and not any(state.dir.iterdir()):
         state.dir.rmdir()

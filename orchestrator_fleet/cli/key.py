@@ -59,8 +59,6 @@ def create(*, owner: str, scopes: tuple[str, ...], expires_in: float | None, sav
         created=instant(now),
         expires=expires,
     )
-    if save:
-        save_key(State(fleet_file).key_file, minted.text)
     if place().json:
         output.write_json({"id": minted.id, "key": minted.text, "scopes": wanted, "expires_at": expires})
     else:
@@ -68,6 +66,8 @@ def create(*, owner: str, scopes: tuple[str, ...], expires_in: float | None, sav
         until = f" until {expires}" if expires else ""
         output.say(f"key {minted.id} of {owner}{until}: {', '.join(wanted)}", err=True)
         output.say(f"its hash is in {file}; the key itself is shown this once", err=True)
+    if save:
+        save_key(State(fleet_file).key_file, minted.text)
     published = publish_keys(fleet_file)
     if published is None and not place().json:
         output.say("it works from the first `fleet apply` on", err=True)
@@ -126,7 +126,9 @@ def save_key(path: Path, text: str) -> None:
             file.write(f"{text}\n")
         Path(temporary).replace(path)
     except OSError as error:
-        raise FleetError(f"{path}: {error.strerror}; the key was made, but not saved: make another") from None
+        raise FleetError(
+            f"{path}: {error.strerror}; the key is made, but not saved here: set FLEET_KEY to it"
+        ) from None
 
 
 @command.command("list")

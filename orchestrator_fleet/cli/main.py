@@ -83,9 +83,7 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        _print_error(
-            f"bug: {type(error).__name__}: {error}; run with {DEBUG}=1 for the traceback", code="bug", as_json=as_json
-        )
+        _report_unforeseen(error, as_json=as_json)
         return EXIT_FAILED
     return code
 
@@ -116,6 +114,15 @@ def _report(error: FleetError, *, as_json: bool) -> None:
 
         more["diagnostics"] = diagnostics_json(error.diagnostics)
     _print_error(str(error), code=_code(error), as_json=as_json, **more)
+
+
+def _report_unforeseen(error: Exception, *, as_json: bool) -> None:
+    """A disk, a folder or its rights are for the user to mend; anything else is our bug."""
+    if isinstance(error, OSError) and error.filename is not None:
+        _print_error(f"{os.fsdecode(error.filename)}: {error.strerror}; mend that", code="os", as_json=as_json)
+        return
+    text = f"bug: {type(error).__name__}: {error}; run with {DEBUG}=1 for the traceback"
+    _print_error(text, code="bug", as_json=as_json)
 
 
 def _code(error: FleetError) -> str:

@@ -15,6 +15,7 @@ from orchestrator_fleet.cli.command import Command, place
 from orchestrator_fleet.cli.values import url_option
 from orchestrator_fleet.errors import ControlPlaneError, FleetError
 from orchestrator_fleet.reconcile.state import State
+from orchestrator_fleet.wire.http import MAX_SQL_ROWS
 
 MAX_QUERY_BYTES = 100_000  # the API's own limit
 
@@ -29,7 +30,7 @@ MAX_QUERY_BYTES = 100_000  # the API's own limit
     show_default=True,
     help="How rows are printed.",
 )
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True, help="Rows at most.")
+@click.option("--limit", type=click.IntRange(1, MAX_SQL_ROWS), default=1_000, show_default=True, help="Rows at most.")
 @url_option
 def command(*, query: str, form: str, limit: int, url: str | None) -> None:
     """Ask the history anything: `fleet sql "select status, count(*) from tasks group by 1"`.
@@ -68,10 +69,8 @@ def _ask(query: str, *, url: str | None, limit: int) -> Answer:
     if where is not None:
         try:
             with ControlPlane(url=where, key=key_of(place().file)) as plane:
-                answer = plane.post("/api/sql", {"query": query})
-            rows = answer["rows"]
-            more = len(rows) > limit or bool(answer.get("truncated"))
-            return Answer(columns=answer["columns"], rows=rows[:limit], more=more)
+                answer = plane.post("/api/sql", {"query": query, "limit": limit})
+            return Answer(columns=answer["columns"], rows=answer["rows"], more=answer["truncated"])
         except ControlPlaneError as error:
             # serve.json of a control plane that was killed: the file is free then, unless a URL was asked for
             if url is not None or error.code != "unreachable":

@@ -10,7 +10,7 @@ from orchestrator_fleet.errors import Unreachable
 from orchestrator_fleet.machines.local import LocalTransport
 from orchestrator_fleet.machines.transport import Transport
 from orchestrator_fleet.plan.model import CONTROL_PLANE
-from orchestrator_fleet.spec.model import Fleet, Machine
+from orchestrator_fleet.spec.model import Machine
 from orchestrator_fleet.wire.machine import Request
 
 LOCAL = "local"
@@ -30,8 +30,8 @@ class Roots(Protocol):
     def machine_root(self, name: str) -> Path:
         """A local machine's root, where fleet.yaml names no other."""
 
-    def local_roots(self) -> list[str]:
-        """Names of the machines that have a root here, declared or not."""
+    def local_roots(self) -> Mapping[str, Path]:
+        """Machines that have a root on this host, declared or not."""
 
 
 class NoTransport:
@@ -48,18 +48,16 @@ class NoTransport:
         """Nothing is open."""
 
 
-def transports_for(fleet: Fleet, roots: Roots) -> dict[str, Transport]:
+def transports_for(declared: Mapping[str, Machine], roots: Roots) -> dict[str, Transport]:
     """A transport for the control plane, for each declared machine, and for each undeclared one with a root here.
 
     The last are machines that an earlier fleet.yaml named: somebody has to end what runs there.
     """
+    left_over = {name: root for name, root in roots.local_roots().items() if name not in declared}
     return {
         CONTROL_PLANE: LocalTransport(CONTROL_PLANE, roots.control_root, roots.home),
-        **{name: _transport(name, machine, roots) for name, machine in fleet.file.machines.items()},
-        **{
-            name: LocalTransport(name, roots.machine_root(name), roots.home)
-            for name in undeclared(fleet.file.machines, roots)
-        },
+        **{name: _transport(name, machine, roots) for name, machine in declared.items()},
+        **{name: LocalTransport(name, root, roots.home) for name, root in left_over.items()},
     }
 
 
@@ -68,8 +66,3 @@ def _transport(name: str, machine: Machine, roots: Roots) -> Transport:
         return NoTransport(name, machine.address)
     root = Path(machine.root) if machine.root is not None else roots.machine_root(name)
     return LocalTransport(name, root, roots.home)
-
-
-def undeclared(declared: Mapping[str, Machine], roots: Roots) -> list[str]:
-    """Machines that have a root here and that fleet.yaml no longer names."""
-    return [name for name in roots.local_roots() if name not in declared]

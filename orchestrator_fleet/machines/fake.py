@@ -181,8 +181,9 @@ class FakeTransport:
             case Prune():
                 return self._prune(request)
             case Destroy():
+                untouched = not (self._root.journal or self._root.generations or self._root.supervisord_pid)
                 self._root = _Root()
-                return ("removed the root",)
+                return () if untouched else ("removed the root",)
 
     def _observe(self, *, documents: bool) -> Observed:
         root = self._root

@@ -63,6 +63,12 @@ def present(layout: Layout) -> list[str]:
         return []
 
 
+def is_untouched(layout: Layout) -> bool:
+    """Whether nothing was ever staged or run here, as in a root that was made for a lease."""
+    made = (layout.journal, layout.run, layout.log, layout.keys, layout.work)
+    return not (os.path.lexists(layout.current) or present(layout) or any(map(os.path.lexists, made)))
+
+
 def current(layout: Layout) -> str | None:
     """The digest that the link names; None when there is no link, or it names none of our generations."""
     try:

@@ -231,8 +231,12 @@ class Hands:
             notes.append(f"{name} left, {ended} session processes ended")
 
     def _destroy(self) -> list[str]:
-        """End all that runs here, then remove what we made; what others put into the root stays and is named."""
+        """End all that runs here, then remove what we made; what others put into the root stays and is named.
+
+        No notes when nothing ran and nothing stood here but the lease that this very request needs.
+        """
         layout = self._layout
+        idle = generations.is_untouched(layout) and not processes.leftovers(layout.root)
         left = supervisord.end(layout)
         ended = sessions.end(layout)
         left += processes.end(processes.leftovers(layout.root), term_s=0)
@@ -250,7 +254,7 @@ class Hands:
         if foreign:
             return [f"{ended} session processes ended", f"left in {layout.root}, not ours: {', '.join(foreign)}"]
         layout.root.rmdir()
-        return [f"{ended} session processes ended", f"removed {layout.root}"]
+        return [] if idle else [f"{ended} session processes ended", f"removed {layout.root}"]
 
 
 def _remove(folder: Path) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's own limit is 107; supervisord binds `<path>.<pid>` first
+# Not where TMPDIR points: every process of the machine must find the same socket.
+SHORT_SOCKETS = Path("/tmp")  # noqa: S108 - the name is a hash with our uid, and only a socket of ours is connected to
 TEMPORARY_PREFIX = ".part-"
 FOLDER_MODE, FILE_MODE, EXECUTABLE_MODE = 0o700, 0o600, 0o700
 
@@ -80,12 +81,12 @@ class Layout:
 
     @property
     def socket(self) -> Path:
-        """Where supervisord listens: in the root, or under the temporary folder when that path is too long for one."""
+        """Where supervisord listens: in the root, or under /tmp when that path is too long for one."""
         inside = self.root / "supervisor.sock"
         if len(os.fsencode(inside)) <= MAX_SOCKET_PATH_BYTES:
             return inside
         name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"fleet-{os.getuid()}-{name}.sock"
+        return SHORT_SOCKETS / f"fleet-{os.getuid()}-{name}.sock"
 
     def status_file(self, orchestrator: str) -> Path:
         """What a daemon says of itself."""

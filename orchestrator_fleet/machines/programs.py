@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator_fleet.ids import is_name
 from orchestrator_fleet.machines import daemons, processes
@@ -93,16 +94,22 @@ def bring_in_line(
     return todo
 
 
+def _is_up(layout: Layout, name: str, info: Mapping[str, Any]) -> bool:
+    """Whether a daemon can take SIGHUP: it has said so, or it is so old that what it said must have been lost."""
+    said = daemons.status(layout, name, pid=int(info["pid"])) is not None
+    return said or int(info["now"]) - int(info["start"]) > READY_WAIT_S
+
+
 def _reread(layout: Layout, client: Supervisord, names: Collection[str]) -> None:
     """Tell daemons to read their files again, each once it is up: before that, SIGHUP would end it."""
     waiting = set(names)
     deadline = time.monotonic() + READY_WAIT_S
     while waiting:
-        pids = {name: int(info["pid"]) for name, info in client.programs().items() if name in waiting}
-        ready = {name for name, pid in pids.items() if daemons.status(layout, name, pid=pid) is not None}
+        known = {name: info for name, info in client.programs().items() if name in waiting}
+        ready = {name for name, info in known.items() if _is_up(layout, name, info)}
         for name in sorted(ready):
             client.hang_up(name)
-        waiting = (waiting & set(pids)) - ready
+        waiting = waiting.intersection(known) - ready
         if time.monotonic() > deadline:
             return  # what never came up reads the current files when it does
         if waiting:

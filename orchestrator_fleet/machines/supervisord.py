@@ -176,9 +176,13 @@ def ensure(layout: Layout, *, variables: Mapping[str, str], python: str) -> tupl
         raise Declined(
             FAILED, f"programs of a dead supervisord can't be ended: pid {', '.join(str(p.pid) for p in left)}"
         )
+    _remove_traces(layout)
+    return _start(layout, variables=variables, python=python), True
+
+
+def _remove_traces(layout: Layout) -> None:
     for stale in (layout.socket, layout.pid_file):
         stale.unlink(missing_ok=True)
-    return _start(layout, variables=variables, python=python), True
 
 
 def _awaited(layout: Layout) -> Supervisord | None:
@@ -241,12 +245,18 @@ def environment(*, root: Path, socket_path: Path, python: str, home: Path, machi
 
 
 def end(layout: Layout) -> list[processes.Process]:
-    """End supervisord and its programs, hanging or not; the processes that could not be ended."""
+    """End supervisord and its programs, hanging or not; the processes that could not be ended.
+
+    A supervisord that was killed leaves its socket, perhaps outside the root, and its pid file: they go as well.
+    """
     found = processes.supervisords(layout.root)
     if found and _asked_to_shut_down(layout):
         processes.wait_gone(found, timeout_s=SHUTDOWN_TIMEOUT_S)
     left = processes.end(processes.supervisords(layout.root), term_s=0)
-    return left + processes.end(processes.daemons(layout.root), term_s=STOP_TIMEOUT_S)
+    left += processes.end(processes.daemons(layout.root), term_s=STOP_TIMEOUT_S)
+    if not left:
+        _remove_traces(layout)
+    return left
 
 
 def _asked_to_shut_down(layout: Layout) -> bool:

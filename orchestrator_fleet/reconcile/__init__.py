@@ -1,6 +1,7 @@
 """The fleet loop: look at every machine, compare with what ought to be, act, and look again.
 
     state      where a fleet's run-time files stand
+    applied    what the control plane's generations tell of earlier applies
     observe    look at all machines at once
     look       spec, observed and desired: what every pass starts from
     leases     holding the machines while they are changed

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator_fleet.errors import MachineError, StalePlan, Unreachable
+from orchestrator_fleet.errors import FleetError, MachineError, StalePlan, Unreachable
 from orchestrator_fleet.machines.transport import Transport
 from orchestrator_fleet.plan.model import CONTROL_PLANE, Plan
 from orchestrator_fleet.reconcile.control import put_in_force
@@ -95,7 +95,7 @@ async def apply(
             ways = {name: transports[name] for name in (CONTROL_PLANE, *touched)}
             async with held(ways, first=CONTROL_PLANE, holder=holder) as leases:
                 await _change(work, [name for name in touched if name in leases.tokens], leases)
-        registered = await asyncio.to_thread(_register, work, register_keys)
+        registered, keys_problem = await asyncio.to_thread(_register, work, register_keys)
         report = ApplyReport(
             fleet=plan.fleet,
             outcomes={target.name: work.outcomes[target.name] for target in plan.targets},
@@ -104,6 +104,9 @@ async def apply(
             interrupted=halt.is_set(),
         )
     _raise_if_bad(report, spare=seen.fleet.file.rollout.max_unreachable)
+    if keys_problem:
+        problem = f"the daemons' keys are not registered, so new daemons can't connect: {keys_problem}"
+        raise RolloutFailed(problem, report)
     return report
 
 
@@ -281,18 +284,25 @@ async def _prune(work: _Pass, names: Sequence[str], leases: Held) -> None:
     await _each(work, [name for name in names if name in applied], one)
 
 
-def _register(work: _Pass, register_keys: RegisterKeys) -> int:
-    """Hand the daemons' key hashes to the live store; how many it did not have."""
+def _register(work: _Pass, register_keys: RegisterKeys) -> tuple[int, str]:
+    """Hand the daemons' key hashes to the live store; how many it did not have, and why it took none, if so.
+
+    A store that can't be used must not hide what became of the machines.
+    """
     rows = [
         (orchestrator, machine, program.key.id, program.key.sha256)
         for machine, bundle in work.seen.desired.machines.items()
         for orchestrator, program in (work.last[machine].programs.items() if machine in work.last else ())
         if program.key is not None and orchestrator in bundle.manifest.programs
     ]
-    added = register_keys(sorted(rows)) if rows else 0
+    try:
+        added = register_keys(sorted(rows)) if rows else 0
+    except FleetError as error:
+        work.on_event(Event(kind="keys", target="", text=f"not registered: {error}"))
+        return 0, f"{error}; then apply again"
     if added:
         work.on_event(Event(kind="keys", target="", text=f"{added} daemon keys registered"))
-    return added
+    return added, ""
 
 
 def _raise_if_bad(report: ApplyReport, *, spare: int) -> None:

@@ -125,8 +125,8 @@ def apply_plan(
 ) -> ApplyReport:
     """Do what the plan says, and nothing where it says nothing; `saved` is a plan that must still be true.
 
-    Raises StalePlan, LeaseHeld, MachineError, RolloutFailed and RolloutReverted (with the report), StoreError when
-    the daemons' keys can't be registered.
+    Raises StalePlan, LeaseHeld, MachineError, RolloutFailed (also when the daemons' keys can't be registered) and
+    RolloutReverted, both with the report.
     """
     if saved is not None:
         refuse_if_stale(planned.plan, saved)
@@ -136,7 +136,7 @@ def apply_plan(
 
 async def _apply(planned: Planned, *, holder: str, on_event: OnEvent, register_keys: RegisterKeys) -> ApplyReport:
     seen = planned.seen
-    async with opened(seen.fleet, seen.state) as transports:
+    async with opened(seen.fleet.file.machines, seen.state) as transports:
         return await apply(
             planned.plan, seen, transports, holder=holder, register_keys=register_keys, on_event=on_event
         )
@@ -172,6 +172,7 @@ def status(fleet_file: Path) -> FleetStatus:
 def destroy(fleet_file: Path, *, holder: str | None = None, on_event: OnEvent = nobody) -> ApplyReport:
     """End everything that runs anywhere and remove what apply made, also on machines no longer declared.
 
-    The live store, history and keys stay. Raises SpecInvalid, LeaseHeld, RolloutFailed (with the report).
+    With a fleet.yaml that can't be read this is what stands on this host; SpecInvalid is raised where nothing does.
+    The live store, history and keys stay. Raises LeaseHeld, RolloutFailed (with the report).
     """
     return asyncio.run(take_everything_down(fleet_file, holder=holder or who(), on_event=on_event))

@@ -16,7 +16,7 @@ from orchestrator_fleet.reconcile.state import State
 from orchestrator_fleet.render.bundle import Bundle, Desired
 from orchestrator_fleet.render.fleet import render
 from orchestrator_fleet.spec.load import load_fleet
-from orchestrator_fleet.spec.model import Fleet
+from orchestrator_fleet.spec.model import Fleet, Machine
 from orchestrator_fleet.wire.machine import Observed
 
 
@@ -35,9 +35,9 @@ class Look:
 
 
 @asynccontextmanager
-async def opened(fleet: Fleet, state: State) -> AsyncIterator[dict[str, Transport]]:
-    """The ways to all targets, closed at the end."""
-    transports = transports_for(fleet, state)
+async def opened(machines: Mapping[str, Machine], state: State) -> AsyncIterator[dict[str, Transport]]:
+    """The ways to all targets, closed at the end: the declared `machines`, and what is left over of others."""
+    transports = transports_for(machines, state)
     try:
         yield transports
     finally:
@@ -51,7 +51,7 @@ async def look(fleet_file: Path) -> Look:
     The files' content comes along for the targets that are to change, so that a plan can say what changes in them.
     """
     fleet, state = load_fleet(fleet_file), State(fleet_file)
-    async with opened(fleet, state) as transports:
+    async with opened(fleet.file.machines, state) as transports:
         observed = await observe(transports, documents_for=lambda name: name == CONTROL_PLANE)
         desired = render(fleet, kept=residents(observed))
         changing = {name: way for name, way in transports.items() if _is_changing(desired, name, observed[name])}
@@ -60,7 +60,8 @@ async def look(fleet_file: Path) -> Look:
 
 
 def _is_changing(desired: Desired, name: str, seen: Observed | str) -> bool:
-    """Whether a machine has a generation now and is to have another."""
-    if isinstance(seen, str) or seen.current is None or name not in desired.machines:
+    """Whether a machine has a generation now and is to have another, or none: what lives there may move."""
+    if isinstance(seen, str) or seen.current is None or name == CONTROL_PLANE:
         return False
-    return seen.current != desired.machines[name].digest
+    bundle = desired.machines.get(name)
+    return bundle is None or seen.current != bundle.digest

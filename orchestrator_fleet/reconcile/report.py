@@ -25,7 +25,8 @@ class Event:
     """One thing that happened during an apply or destroy, for whoever watches.
 
     `kind`: leased, staged, switching, waiting, applied, rejected, rolled_back, failed, skipped, unreachable, pruned,
-    destroyed, keys, interrupted. `target`: a machine, `control-plane`, or empty for the fleet.
+    destroyed, keys, interrupted, spec_invalid (a destroy goes on without it). `target`: a machine, `control-plane`,
+    or empty for the fleet.
     """
 
     kind: str

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from orchestrator_fleet.errors import FleetError
 from orchestrator_fleet.ids import is_name
+from orchestrator_fleet.reconcile import applied
 
 EXEC_TIMEOUT_S = 10.0
 MAX_REFERENCE_BYTES = 64 << 10
+LOCAL = "local"
 
 
 class State:
@@ -69,15 +71,26 @@ class State:
         return self.dir / "serve.json"
 
     @property
+    def serve_lock(self) -> Path:
+        """Locked (flock) by the `fleet serve` that runs here, for as long as it lives."""
+        return self.dir / "serve.lock"
+
+    @property
     def log(self) -> Path:
         """The folder of logs."""
         return self.dir / "log"
 
-    def local_roots(self) -> list[str]:
-        """Names of the machines that have a root here, declared or not; sorted."""
-        if not self.machines.is_dir():
-            return []
-        return sorted(path.name for path in self.machines.iterdir() if path.is_dir() and is_name(path.name))
+    def local_roots(self) -> dict[str, Path]:
+        """Machines that have a root on this host, declared or not: one of these, or where a fleet.yaml put it."""
+        elsewhere = {
+            name: Path(machine.root)
+            for one in reversed(applied.read(self.control_root))
+            for name, machine in one.spec.machines.items()
+            if machine.address == LOCAL and machine.root is not None and is_name(name)
+        }
+        here = self.machines.iterdir() if self.machines.is_dir() else ()
+        roots = elsewhere | {path.name: path for path in here if is_name(path.name)}
+        return {name: roots[name] for name in sorted(roots) if roots[name].is_dir()}
 
 
 def resolve(reference: str, *, home: Path) -> str:

@@ -169,7 +169,7 @@ class Leased(msgspec.Struct, kw_only=True, frozen=True, tag="leased"):
 
 
 class Done(msgspec.Struct, kw_only=True, frozen=True, tag="done"):
-    """It is done; `notes` says what, a line each."""
+    """It is done; `notes` says what, a line each. None after a `Destroy`: there was nothing to take down."""
 
     notes: tuple[str, ...] = ()
 

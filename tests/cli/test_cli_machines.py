@@ -122,6 +122,7 @@ def test_ctrl_c_while_watching_is_130(run: Run, home: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("FLEET_")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here; a shell that starts us in the background has it ignored
     ) as watching:
         assert watching.stdout is not None
         assert watching.stderr is not None

@@ -196,6 +196,13 @@ def test_sql_answers_as_table_csv_and_json(served: Run) -> None:
     served("sql", "drop table events", code=1)
 
 
+def test_sql_gives_as_many_rows_as_are_asked_for(served: Run) -> None:
+    """Also more than the API gives by itself."""
+    answer = json.loads(served("sql", "from range(12000)", "--limit", "11000", "--json").stdout)
+    assert (len(answer["rows"]), answer["truncated"]) == (11_000, True)
+    assert "100000" in served("sql", "select 1", "--limit", "100001", code=64).stderr
+
+
 def test_a_wrong_key_and_a_wrong_place_say_what_to_do(served: Run, tmp_path: Path) -> None:
     """One line, exit 1; --url needs no fleet.yaml."""
     assert "check FLEET_KEY" in served("task", "list", code=1, FLEET_KEY="fleet_wrong").stderr

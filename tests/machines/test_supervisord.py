@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_fleet import Machine, end, is_alive, is_up, local_machine, tiny_bundle, until
 
-from orchestrator_fleet.machines import processes, supervisord
+from orchestrator_fleet.machines import processes, programs, supervisord
+from orchestrator_fleet.machines.layout import Layout
 from orchestrator_fleet.wire.machine import Destroy, Observe, Observed, Prune, Switch
 
 pytestmark = pytest.mark.supervisord
@@ -128,6 +130,44 @@ def test_a_deep_root_has_its_socket_elsewhere_and_takes_it_along(tmp_path: Path)
         assert not socket.exists()
     finally:
         end(deep)
+
+
+def test_the_socket_elsewhere_is_the_same_for_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who applies under another TMPDIR must not find the machine down."""
+    layout = Layout(tmp_path / ("d" * 100))
+    before = layout.socket
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert layout.socket == before
+
+
+def test_ending_a_killed_supervisord_removes_its_socket_elsewhere(tmp_path: Path) -> None:
+    """It could not do that itself, and nobody else knows the path."""
+    deep = local_machine(tmp_path / ("d" * 60) / ("e" * 60) / "m1")
+    try:
+        before = deep.bring(tiny_bundle({"vp-a": ""}))
+        os.kill(before.supervisord_pid, signal.SIGKILL)
+        until(lambda: not is_alive(before.supervisord_pid), "supervisord is gone")
+        assert deep.layout.socket.is_socket()
+        assert supervisord.end(deep.layout) == []
+        assert not deep.layout.socket.exists()
+    finally:
+        end(deep)
+
+
+def test_a_daemon_whose_status_got_lost_is_told_to_say_it_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is long up, so SIGHUP does not end it; its process stays."""
+    monkeypatch.setattr(programs, "READY_WAIT_S", 0.0)
+    what = tiny_bundle({"vp-a": ""})
+    pids = {name: program.pid for name, program in machine.bring(what).programs.items()}
+    until(lambda: machine.age_s("vp-a") >= 2, "it is older than the shortest wait")
+    machine.layout.status_file("vp-a").write_text("garbage")
+    assert machine.look().programs["vp-a"].generation is None
+    machine.switch(what)
+    machine.until_up(what)
+    assert machine.pids() == pids
 
 
 def test_the_environment_is_made_from_scratch(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,3 +227,13 @@ def test_destroy_leaves_nothing(either: Machine) -> None:
         assert either.processes() == []
     either.lease()
     either.done(Destroy(token=either.token))
+
+
+def test_a_destroy_without_notes_found_nothing(either: Machine) -> None:
+    """Only the lease stood there, for the destroy itself; what was staged counts as something."""
+    either.lease()
+    assert either.done(Destroy(token=either.token)).notes == ()
+    either.lease()
+    either.stage(tiny_bundle({}))
+    assert either.done(Destroy(token=either.token)).notes != ()
+    assert either.look() == Observed()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator_fleet.clock import FrozenClock, SystemClock
+from orchestrator_fleet.clock import SECOND_US, FrozenClock, SystemClock
 from orchestrator_fleet.machines import processes, supervisord
 from orchestrator_fleet.machines.fake import FakeTransport
 from orchestrator_fleet.machines.layout import Layout
@@ -138,6 +138,10 @@ class Machine:
     def pids(self) -> dict[str, int]:
         """Program -> pid, as supervisord tells."""
         return {name: program.pid for name, program in self.look().programs.items()}
+
+    def age_s(self, program: str) -> float:
+        """How long a program's process has run, in seconds."""
+        return time.time() - self.look().programs[program].since_us / SECOND_US
 
     def processes(self) -> list[int]:
         """Every process that was started for this root."""

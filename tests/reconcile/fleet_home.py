@@ -18,7 +18,7 @@ from orchestrator_fleet.reconcile import fleet, look
 from orchestrator_fleet.reconcile.apply import KeyRow
 from orchestrator_fleet.reconcile.report import ApplyReport, Event
 from orchestrator_fleet.reconcile.state import State
-from orchestrator_fleet.spec.model import Fleet
+from orchestrator_fleet.spec.model import Machine
 from orchestrator_fleet.wire.machine import Answer, Request
 
 ROLLOUT = "min_healthy: 0s, healthy_deadline: 20s, max_deletes: 100%"
@@ -105,9 +105,9 @@ class MemoryMachines:
     machines: dict[str, FakeTransport] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def transports_for(self, declared: Fleet, _: State) -> dict[str, Transport]:
+    def transports_for(self, declared: Mapping[str, Machine], _: State) -> dict[str, Transport]:
         """What `connect.transports_for` is asked for."""
-        for name in (CONTROL_PLANE, *declared.file.machines):
+        for name in (CONTROL_PLANE, *declared):
             self.machines.setdefault(name, FakeTransport(name, clock=FrozenClock()))
         for name, machine in self.machines.items():
             machine.faults = self.faults.get(name, Faults())

@@ -11,7 +11,7 @@ from fleet_home import ROLLOUT, FleetHome, MemoryMachines
 
 from orchestrator_fleet.errors import FleetError, LeaseHeld, StalePlan, UsageError
 from orchestrator_fleet.machines.fake import Faults
-from orchestrator_fleet.plan.model import CONTROL_PLANE
+from orchestrator_fleet.plan.model import CONTROL_PLANE, Action
 from orchestrator_fleet.reconcile import fleet
 from orchestrator_fleet.reconcile.report import Event, RolloutFailed, RolloutReverted
 
@@ -242,6 +242,20 @@ def test_drift_is_corrected_where_it_is(home: FleetHome, memory: MemoryMachines)
     home.apply()
     assert home.plan().plan.empty
     assert {name for name, op in memory.asked if op == "Switch"} == {"m2"}
+
+
+def test_a_move_off_a_machine_that_leaves_the_file_shows_what_else_changes(home: FleetHome) -> None:
+    """The files are compared with those on the machine that goes."""
+    home.apply()
+    home.file.write_text(home.file.read_text().replace('"m6"', '"m7"'))
+
+    def moved() -> Action:
+        return next(a for a in home.plan().plan.actions if (a.target, a.subject) == ("m7", "vp-m6"))
+
+    assert (moved().kind, moved().change) == ("start", "moved")
+    assert "charter.md" not in {field.path for field in moved().fields}
+    home.charter("Another mandate.")
+    assert "charter.md" in {field.path for field in moved().fields}
 
 
 def test_the_status_says_what_is_wrong_and_why(home: FleetHome, memory: MemoryMachines) -> None:
