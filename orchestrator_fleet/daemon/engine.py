@@ -119,8 +119,12 @@ class Engine:
             self._tasks.create_task(self._claims())
 
     def reload(self) -> None:
-        """Read the generation again (SIGHUP); new sessions use it, running ones keep theirs."""
+        """Read the generation again (SIGHUP); new sessions use it, running ones keep theirs.
+
+        The status file is written in any case: an observer that misses it asks for it this way.
+        """
         self._refresh(force=True)
+        self._status.write()
         if not self._link.is_up:
             self._link.renew()
 

@@ -39,8 +39,8 @@ from orchestrator_fleet.wire.link import (
 )
 
 FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 15.0
-REFUSED_DELAY_S = 5.0
+LONGEST_DELAY_S = 5.0  # a control plane that comes back has its fleet within this
+REFUSED_DELAY_S, LONGEST_REFUSED_DELAY_S = 10.0, 15.0
 STABLE_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 WELCOME_TIMEOUT_S = 10.0
@@ -324,5 +324,6 @@ def pause_s(failures: int, state: str, chance: float) -> float:
 
     A refusal needs a person, so it is asked for more seldom from the start.
     """
-    first_s = REFUSED_DELAY_S * 2 if state in {UNAUTHORIZED, REFUSED} else FIRST_DELAY_S
-    return backoff.delay_s(failures, first_s=first_s, longest_s=LONGEST_DELAY_S, chance=chance)
+    refused = state in {UNAUTHORIZED, REFUSED}
+    first_s, longest_s = (REFUSED_DELAY_S, LONGEST_REFUSED_DELAY_S) if refused else (FIRST_DELAY_S, LONGEST_DELAY_S)
+    return backoff.delay_s(failures, first_s=first_s, longest_s=longest_s, chance=chance)

@@ -197,6 +197,16 @@ def test_a_session_started_but_not_written_down_is_adopted(plane: ScriptedPlane,
     assert until(lambda: plane.finish_of("task-1"), "the task is finished").outcome == "done"
 
 
+def test_a_lost_status_file_is_written_again_on_sighup(machine: LivingMachine) -> None:
+    """Nothing else changed, so nothing else would write it."""
+    machine.generation()
+    daemon = machine.online()
+    file = machine.root / "run" / f"{NAME}.json"
+    file.unlink()
+    daemon.send_signal(signal.SIGHUP)
+    until(file.exists, "the status file is back")
+
+
 def test_a_folder_without_a_readable_record_is_ended_and_removed(plane: ScriptedPlane, machine: LivingMachine) -> None:
     """Nobody holds it, so the control plane gives the task out again."""
     machine.generation(command=WAITS)
@@ -205,10 +215,12 @@ def test_a_folder_without_a_readable_record_is_ended_and_removed(plane: Scripted
     pid = machine.running("task-1")
     kill(machine)
     (machine.session("task-1") / "session.json").write_bytes(b"\xff{")
+    left = machine.session("task-1") / "left-by-the-first-life"
+    left.touch()
     machine.online()
     assert plane.of(wire.Hello)[-1].held == ()
     until(lambda: not is_running(pid), "its process is ended")
-    assert not machine.session("task-1").exists()
+    until(lambda: not left.exists(), "its folder is removed")
 
 
 def test_sigterm_leaves_sessions_running_and_is_quick(plane: ScriptedPlane, machine: LivingMachine) -> None:
