@@ -7,10 +7,11 @@ SQLite, PostgreSQL, msgspec and DuckDB. At the borders it is RFC 3339 text.
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 SECOND_US = 1_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
@@ -45,11 +46,11 @@ class FrozenClock:
 
 def to_rfc3339(us: int) -> str:
     """`1767225600000000` -> `2026-01-01T00:00:00.000000Z`."""
-    return datetime.fromtimestamp(us / SECOND_US, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def from_datetime(value: datetime) -> int:
     """Microseconds since 1970 UTC of an aware datetime; a naive one counts as UTC."""
     aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-    delta = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    delta = aware - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * SECOND_US + delta.microseconds

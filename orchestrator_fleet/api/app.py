@@ -12,7 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from orchestrator_fleet import __version__
-from orchestrator_fleet.api import attempt_routes, fleet_routes, link, problems, task_routes, vp_routes
+from orchestrator_fleet.api import answers, attempt_routes, fleet_routes, link, problems, task_routes, vp_routes
 from orchestrator_fleet.api.asking import OfPlane, refuse_unknown_query
 from orchestrator_fleet.api.door import Door
 from orchestrator_fleet.api.plane import Plane
@@ -40,6 +40,7 @@ def create_app(plane: Plane) -> Door:
             logging_config=None,
         )
     )
+    answers.list_problems(app.openapi_schema)
     return Door(app, authenticate=plane.authenticate)
 
 

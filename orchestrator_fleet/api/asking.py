@@ -12,11 +12,11 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Dependency, Parameter
 
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden, MissingScope
+from orchestrator_fleet.api.problems import MissingScope
 from orchestrator_fleet.clock import from_datetime
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.orchestrators.access import KnownKey
-from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE
+from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE, NO_NUL
 
 MAX_WORDS = 100
 MAX_TEXT_CHARS = 500
@@ -26,7 +26,7 @@ OfPlane = Annotated[Plane, Dependency(skip_validation=True)]
 Limit = Annotated[int, Parameter(ge=1, le=MAX_PAGE, default=DEFAULT_PAGE, description="Items a page.")]
 Cursor = Annotated[str | None, Parameter(max_length=1_000, description="`next_cursor` of the page before.")]
 Words = Annotated[list[str] | None, Parameter(max_items=MAX_WORDS, description="Repeatable, or separated by commas.")]
-Text = Annotated[str | None, Parameter(max_length=MAX_TEXT_CHARS)]
+Text = Annotated[str | None, Parameter(max_length=MAX_TEXT_CHARS, pattern=NO_NUL)]
 Time = Annotated[datetime | None, Parameter(description="RFC 3339.")]
 
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
@@ -50,10 +50,10 @@ def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler
         raise Invalid([(name[:100], "is not a known query parameter") for name in unknown])
 
 
-def acts_for(key: KnownKey, orchestrator: str, plane: Plane) -> None:
-    """Raise Forbidden unless `key` may act for `orchestrator`."""
-    if not key.acts_for(orchestrator, plane.control.orchestrators):
-        raise Forbidden(f"the key of {key.owner} acts for {key.owner} alone")
+def claims_for(key: KnownKey, orchestrator: str) -> None:
+    """Raise MissingScope unless `key` may claim tasks of `orchestrator`."""
+    if not key.claims_for(orchestrator):
+        raise MissingScope(f"claiming for another than the key's owner, {key.owner}, needs a key with the scope admin")
 
 
 def words(field: str, given: list[str] | None, *, among: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -61,6 +61,8 @@ def words(field: str, given: list[str] | None, *, among: Iterable[str] | None = 
     found = tuple(word for text in given or () for word in text.split(",") if word)
     if len(found) > MAX_WORDS:
         raise Invalid([(field, f"got {len(found)} words, wanted at most {MAX_WORDS}")])
+    if any("\0" in word for word in found):
+        raise Invalid([(field, "got a NUL character; leave it out")])
     if among is not None:
         known = tuple(among)
         wrong = [word for word in found if word not in known]
@@ -79,9 +81,14 @@ def one_of(field: str, given: str | None, *, among: Any, default: str) -> str:
     return given
 
 
-def instant(given: datetime | None) -> int | None:
-    """Microseconds since 1970; a time without a zone is UTC."""
-    return None if given is None else from_datetime(given if given.tzinfo else given.replace(tzinfo=UTC))
+def instant(field: str, given: datetime | None) -> int | None:
+    """Microseconds since 1970; a time without a zone is UTC. Raises Invalid on one that has no year 1 to 9999 there."""
+    if given is None:
+        return None
+    try:
+        return from_datetime(given.astimezone(UTC) if given.tzinfo else given)
+    except OverflowError:
+        raise Invalid([(field, "is not in the years 1 to 9999 of UTC")]) from None
 
 
 def page(data: list[Any], *, limit: int, total: int, next_cursor: str | None) -> dict[str, Any]:

@@ -9,20 +9,19 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
-import sqlalchemy as sa
 from litestar import Response, get, post
 from litestar.params import Parameter
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from orchestrator_fleet.api import asking, work
+from orchestrator_fleet.api import asking, once, work
 from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, needs
 from orchestrator_fleet.api.bodies import JsonBody, from_dict
+from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.api.task_routes import sequence, shown
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.errors import Invalid
-from orchestrator_fleet.store.schema import attempt_log
 from orchestrator_fleet.tasks import life, view
 from orchestrator_fleet.tasks.output import MAX_READ, Piece
 from orchestrator_fleet.tasks.task import FINAL, TaskRow
@@ -33,7 +32,6 @@ KEEP_ALIVE_S = 15.0
 CLOSED_REQUEST = 499
 NO_STORE = {"Cache-Control": "no-store"}
 
-_COUNT = sa.select(sa.func.count()).select_from(attempt_log).where(attempt_log.c.task == sa.bindparam("of_task"))
 _WORK, _READ = [needs("tasks:work")], [needs("tasks:read")]
 
 
@@ -61,11 +59,11 @@ async def poll(request: Asked, plane: OfPlane, data: Poll = Poll()) -> Response[
 
 async def _poll(request: Asked, plane: Plane, asked: Poll) -> Response[dict[str, Any]]:
     orchestrator = asked.orchestrator or request.auth.owner
+    asking.claims_for(request.auth, orchestrator)
     if orchestrator not in plane.control.orchestrators:
         if asked.orchestrator is None:
             raise Invalid([("orchestrator", f"is required: the key's owner, {orchestrator}, is none")])
         raise Invalid([("orchestrator", f"there is no orchestrator {orchestrator}")])
-    asking.acts_for(request.auth, orchestrator, plane)
     claimant = work.Claimant(orchestrator=orchestrator, actor=request.auth.actor, lease_s=asked.lease_s)
     claiming = asyncio.create_task(_claim(plane, claimant, asked))
     gone = asyncio.create_task(_hung_up(request))
@@ -119,43 +117,64 @@ async def heartbeat(plane: OfPlane, task_id: str, data: Heartbeat) -> dict[str, 
 
 
 @post("/tasks/{task_id:str}/complete", guards=_WORK, dto=JsonBody[CompleteTask], return_dto=None, status_code=200)
-async def complete(request: Asked, plane: OfPlane, task_id: str, data: CompleteTask) -> Response[dict[str, Any]]:
+async def complete(
+    request: Asked, plane: OfPlane, task_id: str, data: CompleteTask, idempotency_key: once.Key = None
+) -> Response[dict[str, Any]]:
     """The attempt is done. Twice with the same token answers the same."""
     return await _finish(
-        request, plane, task_id, token=data.token, outcome="done", result=data.result, usage=_usage(data.usage)
+        request,
+        plane,
+        task_id,
+        key=idempotency_key,
+        token=data.token,
+        outcome="done",
+        result=data.result,
+        usage=_usage(data.usage),
     )
 
 
 @post("/tasks/{task_id:str}/fail", guards=_WORK, dto=JsonBody[FailTask], return_dto=None, status_code=200)
-async def fail(request: Asked, plane: OfPlane, task_id: str, data: FailTask) -> Response[dict[str, Any]]:
+async def fail(
+    request: Asked, plane: OfPlane, task_id: str, data: FailTask, idempotency_key: once.Key = None
+) -> Response[dict[str, Any]]:
     """The attempt failed: tried again after a wait, unless it is for good or the attempts are spent."""
     outcome = "failed" if data.error.retryable else "failed_for_good"
     return await _finish(
-        request, plane, task_id, token=data.token, outcome=outcome, error=data.error.message, usage=_usage(data.usage)
+        request,
+        plane,
+        task_id,
+        key=idempotency_key,
+        token=data.token,
+        outcome=outcome,
+        error=data.error.message,
+        usage=_usage(data.usage),
     )
 
 
 @post("/tasks/{task_id:str}/release", guards=_WORK, dto=JsonBody[ReleaseTask], return_dto=None, status_code=200)
-async def release(request: Asked, plane: OfPlane, task_id: str, data: ReleaseTask) -> Response[dict[str, Any]]:
+async def release(
+    request: Asked, plane: OfPlane, task_id: str, data: ReleaseTask, idempotency_key: once.Key = None
+) -> Response[dict[str, Any]]:
     """Give the task back untouched."""
-    return await _finish(request, plane, task_id, token=data.token, outcome="released", error=data.reason)
+    return await _finish(
+        request, plane, task_id, key=idempotency_key, token=data.token, outcome="released", error=data.reason
+    )
 
 
 @post("/tasks/{task_id:str}/progress", guards=_WORK, dto=JsonBody[Progress], return_dto=None, status_code=200)
-async def progress(request: Asked, plane: OfPlane, task_id: str, data: Progress) -> Response[dict[str, Any]]:
+async def progress(
+    request: Asked, plane: OfPlane, task_id: str, data: Progress, idempotency_key: once.Key = None
+) -> Response[dict[str, Any]]:
     """Say how it goes."""
-    task = await plane.store.write(
-        lambda conn: life.progress(
-            conn,
-            task_id=task_id,
-            token=data.token,
-            message=data.message,
-            actor=request.auth.actor,
-            now_us=plane.clock.now_us(),
-        )
+    actor, now_us = request.auth.actor, plane.clock.now_us()
+    return await once.write(
+        request,
+        plane,
+        idempotency_key,
+        lambda conn: shown(
+            life.progress(conn, task_id=task_id, token=data.token, message=data.message, actor=actor, now_us=now_us)
+        ),
     )
-    plane.pulse.nudge()
-    return shown(task)
 
 
 async def _finish(
@@ -163,30 +182,33 @@ async def _finish(
     plane: Plane,
     task_id: str,
     *,
+    key: str | None,
     token: str,
     outcome: str,
     result: Any = None,
     error: str = "",
     usage: Usage | None = None,
 ) -> Response[dict[str, Any]]:
-    now_us, actor = plane.clock.now_us(), request.auth.actor
-    task = await plane.store.write(
-        lambda conn: life.finish(
+    now_us, actor, dispatch = plane.clock.now_us(), request.auth.actor, plane.control.dispatch
+    roll = random.random()  # noqa: S311 - spreads retries, guards nothing
+
+    def finish(conn: Connection) -> Reply:
+        task = life.finish(
             conn,
             task_id=task_id,
             token=token,
             outcome=outcome,
-            retry=plane.control.dispatch.retry(life.get_task(conn, task_id).orchestrator),
-            roll=random.random(),  # noqa: S311 - spreads retries, guards nothing
+            retry=dispatch.retry(life.get_task(conn, task_id).orchestrator),
+            roll=roll,
             actor=actor,
             now_us=now_us,
             result=result,
             error=error,
             usage=usage,
         )
-    )
-    plane.pulse.nudge()
-    return shown(task)
+        return shown(task)
+
+    return await once.write(request, plane, key, finish)
 
 
 def _usage(spent: Spent | None) -> Usage | None:
@@ -221,7 +243,7 @@ def _read(
     """The task, its next pieces and how many there are in all, of one snapshot."""
     task = life.get_task(conn, task_id)
     pieces = life.read_log(conn, task_id=task_id, after_seq=after, attempt=attempt, limit=limit)
-    return task, pieces, conn.execute(_COUNT, {"of_task": task_id}).scalar_one()
+    return task, pieces, life.count_log(conn, task_id=task_id, attempt=attempt)
 
 
 def _piece(piece: Piece) -> dict[str, Any]:

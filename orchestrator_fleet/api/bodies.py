@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from litestar.dto import AbstractDTO
@@ -19,11 +19,13 @@ from litestar.typing import FieldDefinition
 
 from orchestrator_fleet.api.problems import Malformed
 from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.wire.nesting import MAX_DEPTH, is_too_deep
 
 MAX_ERRORS = 50
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
+Problem = tuple[str, str]
 
 
 def decode(raw: bytes, kind: type[S]) -> S:
@@ -42,22 +44,42 @@ def from_dict(document: dict[str, Any], kind: type[S], *, strict: bool = True) -
 
     `strict=False` also takes numbers written as text, for query strings.
     """
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    found = [(name, _unknown(name, list(fields))) for name in document if name not in fields]
-    for name, field in fields.items():
-        if name not in document:
-            found += [(name, "is required")] if field.required else []
-            continue
-        try:
-            msgspec.convert(document[name], field.type, strict=strict)
-        except msgspec.ValidationError as problem:
-            found.append(_located(name, str(problem)))
-    if found:
+    if found := _wrong(document, kind, strict=strict):
         raise Invalid(found[:MAX_ERRORS])
     return msgspec.convert(document, kind, strict=strict)
 
 
-def _located(name: str, problem: str) -> tuple[str, str]:
+def _wrong(document: dict[str, Any], kind: type[msgspec.Struct], *, strict: bool, inside: str = "") -> list[Problem]:
+    """Every wrong field; of a struct in a field, each field of that one."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    found = [(inside + name, _unknown(name, list(fields))) for name in document if name not in fields]
+    for name, field in fields.items():
+        if name not in document:
+            found += [(inside + name, "is required")] if field.required else []
+        elif is_too_deep(document[name]):
+            found.append((inside + name, f"is nested deeper than {MAX_DEPTH}; make it flatter"))
+        elif isinstance(document[name], dict) and (struct := _struct_in(field.type)):
+            found += _wrong(document[name], struct, strict=strict, inside=f"{inside}{name}.")
+        else:
+            found += _wrong_value(inside + name, document[name], field.type, strict=strict)
+    return found
+
+
+def _wrong_value(name: str, value: Any, kind: Any, *, strict: bool) -> list[Problem]:
+    try:
+        msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as problem:
+        return [_located(name, str(problem))]
+    return []
+
+
+def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct that a field may hold: `Spent | None` -> Spent."""
+    kinds = (kind, *get_args(kind))
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+
+
+def _located(name: str, problem: str) -> Problem:
     match = _AT.match(problem)
     path, message = (match["path"] or "", match["message"]) if match else ("", problem)
     return name + path, message.replace("`", "")

@@ -11,7 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from orchestrator_fleet import errors, log
-from orchestrator_fleet.history.database import HistoryInUse
+from orchestrator_fleet.history.database import HistoryUnusable
 from orchestrator_fleet.history.sql import QueryInvalid, QueryTooLong
 from orchestrator_fleet.wire.http import FieldError, ProblemDetails
 
@@ -29,7 +29,7 @@ class MissingScope(errors.TaskError):
 
 
 class Forbidden(errors.TaskError):
-    """The key has the scope, but not for this orchestrator."""
+    """The key has the scope, but this is not for its owner to do."""
 
     code = "forbidden"
 
@@ -61,7 +61,7 @@ STATUS_OF: Mapping[type[Exception], int] = {
     errors.SpecInvalid: 422,
     QueryInvalid: 422,
     QueryTooLong: 422,
-    HistoryInUse: 503,
+    HistoryUnusable: 503,
     errors.StoreError: 503,
     errors.FleetError: 500,
 }

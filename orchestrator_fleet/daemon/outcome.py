@@ -13,11 +13,9 @@ A session that the daemon ended (time limit, cancel, too much output) has that o
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,14 @@ import msgspec
 from orchestrator_fleet.daemon.folder import SessionFolder
 from orchestrator_fleet.daemon.output import MAX_OUTPUT_BYTES, last_text
 from orchestrator_fleet.errors import FleetError
-from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, Finish, Usage
+from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, MAX_USED, Finish, Usage
+from orchestrator_fleet.wire.nesting import MAX_DEPTH, is_too_deep
 
 DONE, FAILED, FAILED_FOR_GOOD = "done", "failed", "failed_for_good"
 TIMEOUT, CRASHED, CANCELLED = "timeout", "crashed", "cancelled"
 FLOOD = "flood"
 EXIT_TRY_AGAIN, EXIT_FOR_GOOD = 75, 78
 RESULT_TEXT_BYTES = 4_000
-MAX_RESULT_DEPTH = 100
 ERROR_TEXT_BYTES = 2_000
 _SIGNAL_BASE = 128
 
@@ -66,7 +64,8 @@ def read_result(path: Path) -> _ResultFile | None:
             f'$FLEET_RESULT: {error}, got {data[:80]!r}; write JSON: {{"result": ..., "usage": {{...}}}}'
         ) from error
     _check_usage(found.usage)
-    _check_depth(found.result)
+    if is_too_deep(found.result):
+        raise ResultInvalid(f"$FLEET_RESULT: nested deeper than {MAX_DEPTH}; make it flatter")
     return found
 
 
@@ -87,24 +86,8 @@ def _read_regular(path: Path) -> bytes | None:
 
 def _check_usage(usage: Usage | None) -> None:
     for name, value in msgspec.structs.asdict(usage).items() if usage is not None else ():
-        if value < 0 or not math.isfinite(value):
-            raise ResultInvalid(f"$FLEET_RESULT: usage.{name}: got {value}, wanted 0 or more")
-
-
-def _check_depth(result: Any) -> None:
-    """Refuse what can be read here, but not by a reader with a smaller stack."""
-    level = [result]
-    for _ in range(MAX_RESULT_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return
-    raise ResultInvalid(f"$FLEET_RESULT: nested deeper than {MAX_RESULT_DEPTH}; make it flatter")
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+        if not 0 <= value <= MAX_USED:
+            raise ResultInvalid(f"$FLEET_RESULT: usage.{name}: got {value}, wanted 0 to {MAX_USED}")
 
 
 def conclude(*, task: str, token: str, folder: SessionFolder, cause: str, timeout_s: float) -> Finish:

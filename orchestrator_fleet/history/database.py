@@ -22,15 +22,19 @@ _HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _NOT_OURS = re.compile(r"not a valid DuckDB|checksum|corrupt|serializ|newer version|older version", re.IGNORECASE)
 
 
-class HistoryInUse(FleetError):
+class HistoryUnusable(FleetError):
+    """The history's file can't be opened or written; the text says the cure. Nothing is lost: the outbox keeps it."""
+
+
+class HistoryInUse(HistoryUnusable):
     """Another process has the history open; the text names it."""
 
 
 def connect(path: Path, *, wait_s: float = 0.0) -> duckdb.DuckDBPyConnection:
     """Open the history for writing, and make it when it is missing.
 
-    Waits up to `wait_s` seconds for another process that has it open, then raises HistoryInUse; FleetError when the
-    file can't be used.
+    Waits up to `wait_s` seconds for another process that has it open, then raises HistoryInUse; HistoryUnusable when
+    the file can't be used.
     """
     deadline = time.monotonic() + wait_s
     while True:
@@ -100,10 +104,10 @@ def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
     return found[0] if found else None
 
 
-def _unusable(path: Path, error: Exception) -> FleetError:
+def _unusable(path: Path, error: Exception) -> HistoryUnusable:
     told = str(error).strip().splitlines()[0]
     if _NOT_OURS.search(told):
         cure = "move it (and its .wal) away: the history is made anew from the outbox"
     else:
         cure = "check the owner, the mode and the room on its disk"
-    return FleetError(f"{path}: the history can't be opened: {told}; {cure}")
+    return HistoryUnusable(f"{path}: the history can't be opened: {told}; {cure}")

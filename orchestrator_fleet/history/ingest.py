@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import duckdb
 import msgspec
@@ -88,6 +88,8 @@ _INSERT = (
 )
 
 
+T = TypeVar("T")
+
 _Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
@@ -118,11 +120,17 @@ class _WithEnd(msgspec.Struct, frozen=True):
     outcome: str | None = None
     exit_code: _Int32 | None = None
     run_s: float | None = None
+
+
+class _WithUsage(msgspec.Struct, frozen=True):
+    """What they need of what it used. Apart, so that odd figures don't hide that the attempt ended."""
+
     usage: _Usage | None = None
 
 
 _with_task = msgspec.json.Decoder(_WithTask)
 _with_end = msgspec.json.Decoder(_WithEnd)
+_with_usage = msgspec.json.Decoder(_WithUsage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +169,7 @@ class Ingester:
     def run_once(self) -> int:
         """Move one batch (at most MAX_BATCH_ROWS events); how many there were, 0 when nothing is new.
 
-        Raises HistoryInUse when another process has the file open, FleetError when the file can't be used, StoreError
+        Raises HistoryInUse when another process has the file open, HistoryUnusable when it can't be used, StoreError
         when the live store can't be read. Nothing is half done after any of them.
         """
         with self._turn:
@@ -209,7 +217,14 @@ class Ingester:
         return self._connection
 
     def _move(self) -> _Moved:
-        history = self._opened()
+        try:
+            return self._move_into(self._opened())
+        except database.HistoryUnusable as error:
+            if isinstance(error.__cause__, duckdb.FatalException):
+                self._close()  # as a full disk at a checkpoint: it answers nothing any more until it is opened anew
+            raise
+
+    def _move_into(self, history: duckdb.DuckDBPyConnection) -> _Moved:
         with _transaction(history, self.path), self._reading() as live:
             if live is None:
                 return _Moved(rows=0, more=False)
@@ -308,15 +323,9 @@ def _read(live: sa.Connection, first: int) -> tuple[list[Sequence[Any]], bool]:
 
 def _typed(data: str) -> tuple[Any, ...]:
     """The typed columns behind `data`; NULL where it has another shape."""
-    try:
-        task = _with_task.decode(data).task
-    except msgspec.DecodeError:
-        task = _Task()
-    try:
-        end = _with_end.decode(data)
-    except msgspec.DecodeError:
-        end = _WithEnd()
-    usage = end.usage or _Usage()
+    task = _decoded(_with_task, data, _WithTask()).task
+    end = _decoded(_with_end, data, _WithEnd())
+    usage = _decoded(_with_usage, data, _WithUsage()).usage or _Usage()
     return (
         task.status,
         task.priority,
@@ -330,6 +339,13 @@ def _typed(data: str) -> tuple[Any, ...]:
         usage.cache_write_tokens,
         usage.usd,
     )
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], data: str, otherwise: T) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return otherwise
 
 
 def _move_cursor(history: duckdb.DuckDBPyConnection, cursor: _Cursor, *, to_seq: int) -> None:
@@ -351,4 +367,6 @@ def _transaction(history: duckdb.DuckDBPyConnection, path: Path) -> Iterator[Non
         if not isinstance(error, duckdb.Error):
             raise
         told = str(error).strip().splitlines()[0]
-        raise FleetError(f"{path}: the history can't be written: {told}; nothing of this batch is in it") from error
+        raise database.HistoryUnusable(
+            f"{path}: the history can't be written: {told}; this batch is in it whole or not at all"
+        ) from error

@@ -39,9 +39,9 @@ class KnownKey:
         """Whether it has the scope; `admin` has all."""
         return keys.allows(self.scopes, scope)
 
-    def acts_for(self, orchestrator: str, orchestrators: Iterable[str]) -> bool:
-        """Whether it may act for `orchestrator`: an orchestrator's key acts for that one alone."""
-        return self.owner == orchestrator or "admin" in self.scopes or self.owner not in orchestrators
+    def claims_for(self, orchestrator: str) -> bool:
+        """Whether it may claim tasks of `orchestrator`: its own key may, and one with `admin`."""
+        return self.owner == orchestrator or "admin" in self.scopes
 
 
 @dataclass(frozen=True, slots=True)

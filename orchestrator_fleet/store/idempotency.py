@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.errors import Conflict
+from orchestrator_fleet.store import locks
 from orchestrator_fleet.store.schema import idempotency
 
 KEEP_S = 86_400
@@ -42,6 +43,7 @@ def find(conn: Connection, *, actor: str, key: str, fingerprint: str) -> Answere
 
     Conflict `idempotency_key_reused` when the key was used for another request.
     """
+    locks.hold(conn, f"idempotency:{actor}:{key}")
     row = conn.execute(_FIND, {"by": actor, "of": key}).mappings().one_or_none()
     if row is None:
         return None

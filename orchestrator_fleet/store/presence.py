@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from orchestrator_fleet.store import locks
 from orchestrator_fleet.store.schema import presence
 
 _ALL = sa.select(presence).order_by(presence.c.orchestrator)
@@ -42,6 +43,7 @@ class Presence:
 def put(conn: Connection, seen: Presence) -> None:
     """Write what a hello says; the newest wins."""
     values = asdict(seen)
+    locks.hold(conn, f"presence:{seen.orchestrator}")
     if conn.execute(_UPDATE, {**values, "of": seen.orchestrator}).rowcount == 0:
         conn.execute(_INSERT, values)
 

@@ -90,6 +90,7 @@ class SqliteStore:
             self._connection = _connect(self._engine)
         except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
             raise store_error(self.path, error) from error
+        self._file = _identity(self.path)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
@@ -173,6 +174,7 @@ class SqliteStore:
         until = time.monotonic() + MAX_BATCH_S
         done = 0
         try:
+            self._check_file()
             raw.execute("BEGIN IMMEDIATE")
             while done < len(jobs) and (done == 0 or time.monotonic() < until):
                 done += 1
@@ -182,7 +184,7 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 (the writer must outlive whatever the database says; its callers get it)
             undone = jobs[: done or len(jobs)]
             for job in undone:
-                job.error = store_error(self.path, error)
+                job.error = error if isinstance(error, StoreError) else store_error(self.path, error)
             if raw.in_transaction:
                 raw.rollback()
             return jobs[len(undone) :]
@@ -200,6 +202,7 @@ class SqliteStore:
         return future
 
     def _read_here(self, fn: Callable[[Connection], T]) -> T:
+        self._check_file()
         try:
             connection = self._reader_of_this_thread()
             raw = _raw(connection)
@@ -211,6 +214,13 @@ class SqliteStore:
                     raw.rollback()
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             raise store_error(self.path, error) from error
+
+    def _check_file(self) -> None:
+        """Raise StoreError when the open file is not the one of that name any more: nobody would find it again."""
+        if self._file is None or _identity(self.path) != self._file:
+            raise StoreError(
+                f"store {self.path}: it was deleted or replaced while in use; put it back, or start again without it"
+            )
 
     def _reader_of_this_thread(self) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
@@ -323,6 +333,14 @@ def _raw(connection: Connection) -> sqlite3.Connection:
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, sqlite3.Connection)  # noqa: S101 (for the type checker: the engine above makes no other)
     return raw
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_file(path: Path) -> None:

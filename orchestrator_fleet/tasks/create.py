@@ -32,9 +32,7 @@ def create_task(conn: Connection, *, new: NewTask, dispatch: Dispatch, actor: st
 
     `max_attempts` comes from the task, else from the retry policy of the orchestrator that it goes to.
     """
-    if new.orchestrator is not None and not dispatch.knows(new.orchestrator):
-        raise Invalid([("orchestrator", f"there is no orchestrator {new.orchestrator}")])
-    waits_for = dependencies.unmet(conn, list(dict.fromkeys(new.depends_on)))
+    waits_for = _checked(conn, new, dispatch)
     draft = transitions.created(
         new,
         task_id=ids.new_id("task", now_us),
@@ -57,6 +55,20 @@ def create_task(conn: Connection, *, new: NewTask, dispatch: Dispatch, actor: st
     write_tags(conn, task)
     rows.tell(conn, "task_created", task, actor=actor, now_us=now_us, routed_because=decision.reason)
     return task
+
+
+def _checked(conn: Connection, new: NewTask, dispatch: Dispatch) -> str | None:
+    """What the task waits for; Invalid with all that is unknown in it."""
+    wrong, waits_for = [], None
+    if new.orchestrator is not None and not dispatch.knows(new.orchestrator):
+        wrong.append(("orchestrator", f"there is no orchestrator {new.orchestrator}"))
+    try:
+        waits_for = dependencies.unmet(conn, list(dict.fromkeys(new.depends_on)))
+    except Invalid as problem:
+        wrong += problem.errors
+    if wrong:
+        raise Invalid(wrong)
+    return waits_for
 
 
 def reroute_unrouted(conn: Connection, *, dispatch: Dispatch, actor: str, now_us: int) -> list[TaskRow]:

@@ -35,7 +35,8 @@ class Dispatch:
     def __init__(self, *, router: Router, retry: Mapping[str, RetryPolicy] | None = None) -> None:
         self.router = router
         self._retry = dict(retry or {})
-        self._turning = {rule.name for rule in router.rules if rule.strategy in ("round-robin", "weighted")}
+        # In one order for everybody, as they are held together.
+        self._turning = sorted({rule.name for rule in router.rules if rule.strategy in ("round-robin", "weighted")})
         self._needs_load = router.needs_load()
         self._load: Counter[str] = Counter()
         self._load_read_us: int | None = None
@@ -57,6 +58,8 @@ class Dispatch:
     def decide(self, conn: Connection, task: Mapping[str, Any], *, now_us: int) -> Decision:
         """Route a task that is being created in this transaction, and count it."""
         load = self._current_load(conn, now_us) if self._needs_load else Counter[str]()
+        for name in self._turning:
+            counters.hold(conn, _turn(name))
         sent = {name: counters.get(conn, _turn(name)) for name in self._turning}
         decision = self.router.route(task, load=load, sent=sent)
         if decision.orchestrator is not None:

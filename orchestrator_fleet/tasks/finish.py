@@ -17,7 +17,8 @@ from orchestrator_fleet.store.schema import attempts
 from orchestrator_fleet.tasks import backoff, dependencies, rows, transitions
 from orchestrator_fleet.tasks.backoff import RetryPolicy
 from orchestrator_fleet.tasks.task import MAX_ERROR_CHARS, TaskRow
-from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, Usage
+from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, MAX_USED, Usage
+from orchestrator_fleet.wire.nesting import MAX_DEPTH, is_too_deep
 
 REPORTED = ("done", "failed", "failed_for_good", "timeout", "crashed", "cancelled", "released")
 
@@ -46,7 +47,7 @@ def finish(
     `outcome` is one of REPORTED. failed, timeout and crashed are tried again after `retry`'s backoff (`roll` 0..1 is
     its randomness) until the task's `max_attempts` are spent; failed_for_good is not; released does not count.
     """
-    _check(outcome, result)
+    _check(outcome, result, usage)
     task = rows.get_to_change(conn, task_id)
     if task.token != token:
         return _repeated(conn, task, token, outcome)
@@ -119,9 +120,14 @@ def _repeated(conn: Connection, task: TaskRow, token: str, outcome: str) -> Task
     )
 
 
-def _check(outcome: str, result: Any) -> None:
+def _check(outcome: str, result: Any, usage: Usage | None) -> None:
     if outcome not in REPORTED:
         raise Invalid([("outcome", f"got {outcome!r}, wanted one of {', '.join(REPORTED)}")])
+    if is_too_deep(result):
+        raise Invalid([("result", f"is nested deeper than {MAX_DEPTH}; make it flatter")])
+    used = {} if usage is None else msgspec.structs.asdict(usage)
+    if wrong := [(f"usage.{name}", value) for name, value in used.items() if not 0 <= value <= MAX_USED]:
+        raise Invalid([(name, f"got {value}, wanted 0 to {MAX_USED}") for name, value in wrong])
     size = 0 if result is None else len(msgspec.json.encode(result))
     if size > MAX_RESULT_BYTES:
         raise Invalid([("result", f"got {size} bytes as JSON, wanted at most {MAX_RESULT_BYTES}; write it to a file")])

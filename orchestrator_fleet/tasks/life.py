@@ -24,11 +24,12 @@ from orchestrator_fleet.tasks.claim import claim, running
 from orchestrator_fleet.tasks.create import create_task, reroute_unrouted
 from orchestrator_fleet.tasks.finish import finish
 from orchestrator_fleet.tasks.lease import beat, expire_leases, heartbeat, next_lease_expiry, reconcile_held
-from orchestrator_fleet.tasks.output import append_log, read_log
+from orchestrator_fleet.tasks.output import append_log, count_log, read_log
 from orchestrator_fleet.tasks.queries import (
     ahead_in_line,
     attempts_of,
     count_by_status,
+    count_events,
     events_of,
     get_task,
     list_tasks,
@@ -45,6 +46,8 @@ __all__ = [
     "cancel",
     "claim",
     "count_by_status",
+    "count_events",
+    "count_log",
     "create_task",
     "events_of",
     "expire_leases",

@@ -32,7 +32,10 @@ _READ = (
     .order_by(attempt_log.c.seq)
     .limit(sa.bindparam("most"))
 )
-_READ_ONE = _READ.where(attempt_log.c.attempt == sa.bindparam("number"))
+_OF_ONE = attempt_log.c.attempt == sa.bindparam("number")
+_READ_ONE = _READ.where(_OF_ONE)
+_COUNT_PIECES = sa.select(sa.func.count()).select_from(attempt_log).where(attempt_log.c.task == sa.bindparam("of_task"))
+_COUNT_ONE = _COUNT_PIECES.where(_OF_ONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,3 +97,10 @@ def read_log(
     names = {"of_task": task_id, "after": after_seq, "most": min(limit, MAX_READ)}
     found = conn.execute(_READ, names) if attempt is None else conn.execute(_READ_ONE, {**names, "number": attempt})
     return [Piece(**row) for row in found.mappings()]
+
+
+def count_log(conn: Connection, *, task_id: str, attempt: int | None = None) -> int:
+    """How many pieces there are of one attempt, or of all."""
+    if attempt is None:
+        return conn.execute(_COUNT_PIECES, {"of_task": task_id}).scalar_one()
+    return conn.execute(_COUNT_ONE, {"of_task": task_id, "number": attempt}).scalar_one()

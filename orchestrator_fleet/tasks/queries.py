@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import sqlalchemy as sa
@@ -22,9 +22,13 @@ from orchestrator_fleet.tasks.task import PRIORITIES, TaskRow
 MAX_LIMIT = 100
 MAX_EVENTS = 1_000
 MAX_CURSOR_CHARS = 1_000
+Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+NoNul = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Sort = Literal["claim", "priority", "due_at", "created_at", "updated_at"]
 SORTS: tuple[Sort, ...] = ("claim", "priority", "due_at", "created_at", "updated_at")
 
+_ESCAPE = "/"
+_LIKE_ESCAPED = str.maketrans({sign: _ESCAPE + sign for sign in ("%", "_", _ESCAPE)})
 _CLASS = sa.case({priority: number for number, priority in enumerate(PRIORITIES)}, value=tasks.c.priority)
 _ANY_RIPE = sa.select(sa.literal(1)).where(tasks.c.ripens_at_us <= sa.bindparam("as_of")).limit(1)
 _EVENTS = (
@@ -33,6 +37,7 @@ _EVENTS = (
     .order_by(events.c.seq)
     .limit(sa.bindparam("most"))
 )
+_COUNT_EVENTS = sa.select(sa.func.count()).select_from(events).where(events.c.task == sa.bindparam("of_task"))
 _ATTEMPTS = sa.select(attempts).where(attempts.c.task == sa.bindparam("of_task")).order_by(attempts.c.attempt)
 _AHEAD = (
     sa.select(sa.func.count())
@@ -81,8 +86,8 @@ class _Cursor(msgspec.Struct, frozen=True, array_like=True):
 
     sort: str
     descending: bool
-    as_of_us: int
-    key: list[int | str]
+    as_of_us: Int64
+    key: list[Int64 | NoNul]
 
 
 def get_task(conn: Connection, task_id: str) -> TaskRow:
@@ -129,6 +134,11 @@ def events_of(conn: Connection, *, task_id: str, after_seq: int = 0, limit: int 
     rows.get(conn, task_id)
     found = conn.execute(_EVENTS, {"of_task": task_id, "after": after_seq, "most": min(limit, MAX_EVENTS)})
     return [Event(**row) for row in found.mappings()]
+
+
+def count_events(conn: Connection, task_id: str) -> int:
+    """How many events a task has."""
+    return conn.execute(_COUNT_EVENTS, {"of_task": task_id}).scalar_one()
 
 
 def attempts_of(conn: Connection, task_id: str) -> list[dict[str, Any]]:
@@ -197,11 +207,12 @@ def _where(filters: Filters) -> list[ColumnElement[bool]]:
     if filters.tag:
         conditions.append(sa.exists().where(task_tags.c.task == tasks.c.id, task_tags.c.tag.in_(filters.tag)))
     if filters.q:
-        text = filters.q.lower()
+        # Both sides are lowered by the database, each in its own way: SQLite knows only ASCII.
+        text = sa.func.lower(f"%{filters.q.translate(_LIKE_ESCAPED)}%")
         conditions.append(
             sa.or_(
-                sa.func.lower(tasks.c.title).contains(text, autoescape=True),
-                sa.func.lower(tasks.c.description).contains(text, autoescape=True),
+                sa.func.lower(tasks.c.title).like(text, escape=_ESCAPE),
+                sa.func.lower(tasks.c.description).like(text, escape=_ESCAPE),
                 tasks.c.id == filters.q,
             )
         )

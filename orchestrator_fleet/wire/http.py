@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from orchestrator_fleet.ids import NAME_PATTERN
-from orchestrator_fleet.wire.link import Usage
+from orchestrator_fleet.wire.link import MAX_USED, Usage
 
 MAX_BODY_BYTES = 1 << 20
 MAX_TITLE_CHARS = 500
@@ -42,7 +42,7 @@ Name = Annotated[str, Meta(pattern=f"^{NAME_PATTERN}$")]
 Tag = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_NUL)]
 Tags = Annotated[list[Tag], Meta(max_length=MAX_TAGS)]
 TaskId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")]
-Token = Annotated[str, Meta(min_length=1, max_length=64)]
+Token = Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 Instant = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[int, Meta(ge=0, le=31_536_000)]
 Attempts = Annotated[int, Meta(ge=1, le=100)]
@@ -114,11 +114,11 @@ class Heartbeat(Body, frozen=True):
 class Spent(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What an attempt used."""
 
-    input_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    output_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    cache_read_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    cache_write_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    usd: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    input_tokens: Annotated[int, Meta(ge=0, le=MAX_USED)] = 0
+    output_tokens: Annotated[int, Meta(ge=0, le=MAX_USED)] = 0
+    cache_read_tokens: Annotated[int, Meta(ge=0, le=MAX_USED)] = 0
+    cache_write_tokens: Annotated[int, Meta(ge=0, le=MAX_USED)] = 0
+    usd: Annotated[float, Meta(ge=0, le=MAX_USED)] = 0.0
 
     def usage(self) -> Usage:
         """The same, as the link says it."""

@@ -26,6 +26,7 @@ PATH = "/ws/daemon"
 MAX_FRAME_BYTES = 4 << 20
 MAX_LOG_CHUNK_BYTES = 64 << 10
 MAX_RESULT_BYTES = 1 << 20
+MAX_USED = 10**12  # of any kind of token, or dollars, in one attempt
 
 
 class _Message(msgspec.Struct, kw_only=True, frozen=True, tag_field="type", omit_defaults=True):

@@ -18,7 +18,7 @@ ROUTES: list[tuple[str, str, str]] = [
     ("PUT", f"/api/tasks/{NO_TASK}", "tasks:write"),
     ("DELETE", f"/api/tasks/{NO_TASK}", "tasks:write"),
     ("POST", "/api/tasks/assign", "tasks:write"),
-    ("GET", "/api/tasks/poll?orchestrator=nobody", "tasks:work"),
+    ("GET", "/api/tasks/poll", "tasks:work"),
     ("POST", "/api/tasks/poll", "tasks:work"),
     *[
         ("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:work")
@@ -58,6 +58,29 @@ def test_the_table_of_scopes_names_every_route(shared: ControlPlane) -> None:
     }
     opened = {(m, p) for m, p in OPEN if "schema" not in p} | {("POST", "/api/orchestrators/validate")}
     assert documented == tested | opened
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "answers"),
+    [
+        ("get", "/api/tasks", "200 401 403 422 503"),
+        ("post", "/api/tasks", "201 400 401 403 409 413 422 503"),
+        ("get", "/api/tasks/{task_id}", "200 401 403 404 422 503"),
+        ("put", "/api/tasks/{task_id}", "200 400 401 403 404 409 412 413 422 503"),
+        ("delete", "/api/tasks/{task_id}", "204 401 403 404 409 422 503"),
+        ("post", "/api/tasks/assign", "200 207 400 401 403 409 413 422 503"),
+        ("post", "/api/tasks/{task_id}/retry", "200 201 400 401 403 404 409 413 422 503"),
+        ("post", "/api/vps/validate", "200 400 413 422 429 503"),
+    ],
+)
+def test_the_document_lists_what_a_route_answers(shared: ControlPlane, method: str, path: str, answers: str) -> None:
+    """The good answers and the problems, which all have one shape."""
+    document = shared.json("GET", "/schema/openapi.json")
+    responses = document["paths"][path][method]["responses"]
+    assert sorted(responses) == answers.split()
+    (content,) = responses["422"]["content"].items()
+    assert content == ("application/problem+json", {"schema": {"$ref": "#/components/schemas/ProblemDetails"}})
+    assert "code" in document["components"]["schemas"]["ProblemDetails"]["properties"]
 
 
 @pytest.mark.parametrize(("method", "path"), [(m, p) for m, p, _ in ROUTES] + [("GET", "/nope"), ("GET", "/api/nope")])
@@ -149,10 +172,12 @@ def test_validate_is_limited_by_caller(control_plane: ControlPlane) -> None:
 
 
 def test_an_orchestrators_key_claims_for_itself_alone(shared: ControlPlane) -> None:
-    """Without `orchestrator` it is the key's owner; another's is refused, but not to admin."""
+    """Without `orchestrator` it is the key's owner; another's, and what exists at all, is for admin alone."""
     assert shared.ask("POST", "/api/tasks/poll", key="vp-a", json={}).status_code == 200
-    answer = shared.ask("POST", "/api/tasks/poll", key="vp-a", json={"orchestrator": "vp-b"})
-    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    for other in ("vp-b", "vp-nobody"):
+        for key in ("vp-a", "tasks:work"):
+            answer = shared.ask("POST", "/api/tasks/poll", key=key, json={"orchestrator": other})
+            assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
     assert shared.ask("POST", "/api/tasks/poll", key="admin", json={"orchestrator": "vp-b"}).status_code == 200
 
 

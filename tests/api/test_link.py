@@ -72,6 +72,7 @@ def test_a_daemon_claims_works_and_finishes(plane: ControlPlane) -> None:
     log = plane.json("GET", f"/api/tasks/{task['id']}/log")
     assert "".join(piece["text"] for piece in log["data"]) == "hello"
     assert log["pagination"] == {"limit": 20, "total": 2, "next_cursor": None}
+    assert plane.json("GET", f"/api/tasks/{task['id']}/log?attempt=2")["pagination"]["total"] == 0
     done = plane.json("GET", f"/api/tasks/{task['id']}/events")["data"][-1]
     assert (done["kind"], done["actor"], done["machine"]) == ("task_done", "daemon:vp-a@m01", "m01")
     assert done["data"]["usage"]["usd"] == 0.25

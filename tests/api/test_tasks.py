@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +28,19 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
 def fields(answer: httpx.Response) -> set[str]:
     assert answer.status_code == 422, answer.text
     return {error["field"] for error in answer.json()["errors"]}
+
+
+def nested(levels: int) -> Any:
+    """Objects in each other, `levels` of them."""
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def cursor(*parts: Any) -> str:
+    """What a cursor of the list of tasks looks like."""
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
 
 def drain(plane: ControlPlane, orchestrator: str = "vp-a") -> None:
@@ -108,6 +124,10 @@ def test_every_wrong_field_is_told_at_once(shared: ControlPlane) -> None:
         ({"title": "x", "orchestrator": "vp-nobody"}, "orchestrator"),
         ({"title": "x", "depends_on": [NO_TASK]}, "depends_on[0]"),
         ({"title": "x", "depends_on": [f"{NO_TASK[:-4]}{n:04}" for n in range(101)]}, "depends_on"),
+        ({"title": "x", "due_at": "9999-12-31T23:59:59-23:59"}, "due_at"),
+        ({"title": "x", "available_at": "0001-01-01T00:00:00+23:59"}, "available_at"),
+        ({"title": "x", "metadata": nested(101)}, "metadata"),
+        ({"title": "x", "metadata": {"a": nested(100)}}, "metadata"),
         ([], "body"),
         (None, "body"),
     ],
@@ -153,6 +173,12 @@ def test_routes_that_are_not_there_are_problems_too(shared: ControlPlane) -> Non
         ("sort=title", "sort"),
         ("order=up", "order"),
         ("cursor=nonsense", "cursor"),
+        (f"cursor={cursor('claim', False, 1 << 63, [1, 2, 3, 'a'])}", "cursor"),
+        (f"cursor={cursor('claim', False, 1, [1, 2, 10**30, 'a'])}", "cursor"),
+        (f"cursor={cursor('claim', False, 1, [1, 2, 3, chr(0)])}", "cursor"),
+        ("q=%00", "q"),
+        ("tag=a%00", "tag"),
+        ("due_after=9999-12-31T23:59:59-23:59", "due_after"),
         ("due_before=soon", "due_before"),
         ("stauts=TODO", "stauts"),
     ],
@@ -178,6 +204,77 @@ def test_the_same_idempotency_key_creates_one_task(shared: ControlPlane) -> None
     assert theirs.json()["id"] != answers[0].json()["id"]
     too_long = shared.ask("POST", "/api/tasks", json={"title": "x"}, headers={"Idempotency-Key": "k" * 201})
     assert fields(too_long) == {"Idempotency-Key"}
+    drain(shared)
+
+
+def test_every_write_takes_an_idempotency_key(shared: ControlPlane) -> None:
+    """Said twice it is done once and answered the same; another request under the key is refused."""
+    ended = shared.add("once ended")
+    path = f"/api/tasks/{ended['id']}"
+
+    def twice(method: str, path: str, key: str, code: int, **kwargs: Any) -> httpx.Response:
+        headers = {"Idempotency-Key": key}
+        one, two = (shared.ask(method, path, headers=headers, **kwargs) for _ in range(2))
+        assert (one.status_code, one.text) == (two.status_code, two.text)
+        assert one.headers.get("etag") == two.headers.get("etag")
+        assert one.status_code == code, one.text
+        return one
+
+    twice("PUT", path, "w-put", 200, json={"title": "once edited"})
+    twice("POST", "/api/tasks/assign", "w-assign", 200, json={"task_ids": [ended["id"]], "orchestrator": "vp-b"})
+    twice("POST", f"{path}/cancel", "w-cancel", 200, json={"reason": "enough"})
+    again = twice("POST", f"{path}/retry", "w-retry", 201, json={})
+    assert again.headers["location"] == f"/api/tasks/{again.json()['id']}"
+    assert shared.json("GET", "/api/tasks?q=once edited")["pagination"]["total"] == 2
+    reused = shared.ask("POST", f"{path}/retry", headers={"Idempotency-Key": "w-retry"}, json={"reason": "other"})
+    assert problem(reused) == (409, "idempotency_key_reused")
+    elsewhere = shared.ask("POST", f"{path}/retry", headers={"Idempotency-Key": "w-cancel"}, json={"reason": "enough"})
+    assert problem(elsewhere) == (409, "idempotency_key_reused")
+    twice("DELETE", f"/api/tasks/{again.json()['id']}", "w-delete", 204)
+    refused = shared.ask("POST", f"{path}/unblock", headers={"Idempotency-Key": "w-unblock"})
+    assert problem(refused) == (409, "invalid_transition")
+    shared.add("once run", orchestrator="vp-b")
+    (grant,) = shared.poll("vp-b")
+    of = f"/api/tasks/{grant['task']['id']}"
+    twice("POST", f"{of}/progress", "w-progress", 200, json={"token": grant["lease"]["token"], "message": "half"})
+    kinds = [event["kind"] for event in shared.json("GET", f"{of}/events")["data"]]
+    assert kinds.count("task_progress") == 1
+    twice("POST", f"{of}/complete", "w-complete", 200, json={"token": grant["lease"]["token"]})
+
+
+def test_every_wrong_field_of_a_field_is_told_too(shared: ControlPlane) -> None:
+    """Also what only the store can know."""
+    usage = {"usd": -1, "input_tokens": "a", "tokens": 2}
+    wrong = shared.ask("POST", f"/api/tasks/{NO_TASK}/complete", json={"token": "x", "usage": usage})
+    assert fields(wrong) == {"usage.usd", "usage.input_tokens", "usage.tokens"}
+    wrong = shared.ask("POST", f"/api/tasks/{NO_TASK}/fail", json={"token": "x\0", "error": {"retryable": 1}})
+    assert fields(wrong) == {"token", "error.message", "error.retryable"}
+    body = {"title": "x", "orchestrator": "vp-nobody", "depends_on": [NO_TASK]}
+    assert fields(shared.ask("POST", "/api/tasks", json=body)) == {"orchestrator", "depends_on[0]"}
+
+
+def test_what_is_taken_in_can_be_read_by_all(shared: ControlPlane) -> None:
+    """The deepest metadata and result, and a time far away, come back as they were from every route."""
+    due = "9999-12-31T23:59:59.123457Z"
+    task = shared.add("deepest", orchestrator="vp-b", metadata=nested(100), due_at=due)
+    assert (task["metadata"], task["due_at"]) == (nested(100), due)
+    (grant,) = shared.poll("vp-b")
+    path, token = f"/api/tasks/{task['id']}", grant["lease"]["token"]
+    too_deep = shared.ask("POST", f"{path}/complete", json={"token": token, "result": nested(101)})
+    assert fields(too_deep) == {"result"}
+    shared.json("POST", f"{path}/complete", json={"token": token, "result": nested(100)})
+    assert shared.json("GET", "/api/tasks?q=deepest")["data"][0]["result"] == nested(100)
+    assert shared.json("GET", f"{path}/events")["data"][-1]["data"]["task"]["result"] == nested(100)
+    query = {"query": "select result from tasks where title = 'deepest'"}
+    assert shared.json("POST", "/api/sql", json=query)["rows"] == [[nested(100)]]
+
+
+@pytest.mark.parametrize("q", ["Émile", "100% _sure_ /x", "plain words"])
+def test_a_text_is_found_as_it_is_written(shared: ControlPlane, q: str) -> None:
+    """Letters beyond ASCII too; the signs of LIKE are signs like others."""
+    task = shared.add(f"search {q.upper() if q.isascii() else q}")
+    found = shared.json("GET", "/api/tasks", params={"q": q, "status": "TODO"})["data"]
+    assert [one["id"] for one in found] == [task["id"]]
     drain(shared)
 
 
@@ -273,7 +370,7 @@ def test_delete_cancels_and_purge_removes_what_has_ended(shared: ControlPlane) -
     assert shared.ask("DELETE", path).status_code == 204
     assert shared.json("GET", path)["status"] == "CANCELLED"
     assert problem(shared.ask("DELETE", path)) == (409, "invalid_transition")
-    assert problem(shared.ask("DELETE", f"{path}?purge=true", key="tasks:write")) == (403, "forbidden")
+    assert problem(shared.ask("DELETE", f"{path}?purge=true", key="tasks:write")) == (403, "missing_scope")
     assert shared.ask("DELETE", f"{path}?purge=true").status_code == 204
     assert problem(shared.ask("GET", path)) == (404, "not_found")
 
@@ -360,6 +457,28 @@ def test_events_come_in_pages(shared: ControlPlane) -> None:
     assert len(sequence) == 5
     assert problem(shared.ask("GET", f"/api/tasks/{NO_TASK}/events")) == (404, "not_found")
     drain(shared)
+
+
+def test_more_events_than_are_read_at_once_come_all(shared: ControlPlane) -> None:
+    """The pages end where the events do."""
+    task = shared.add(orchestrator="vp-b")
+    (grant,) = shared.poll("vp-b")
+    path, token = f"/api/tasks/{task['id']}", grant["lease"]["token"]
+    headers = {"Authorization": f"Bearer {shared.keys['admin']}"}
+    with httpx.Client(base_url=shared.url, headers=headers) as client, ThreadPoolExecutor(16) as pool:
+        body = {"token": token, "message": "still at it"}
+        told = pool.map(lambda _: client.post(f"{path}/progress", json=body).status_code, range(1_000))
+        assert set(told) == {200}
+        seen, cursor, total = 0, "0", 0
+        while cursor is not None:
+            page = client.get(f"{path}/events", params={"limit": 100, "cursor": cursor}).json()
+            seen, cursor, total = (
+                seen + len(page["data"]),
+                page["pagination"]["next_cursor"],
+                page["pagination"]["total"],
+            )
+    assert (seen, total) == (1_002, 1_002)
+    shared.json("POST", f"{path}/complete", json={"token": token})
 
 
 def test_a_failed_task_is_tried_again_and_then_waits_for_a_person(shared: ControlPlane) -> None:
@@ -493,7 +612,6 @@ def test_a_poller_that_hangs_up_takes_nothing_with_it(shared: ControlPlane) -> N
         ("limit=0", "limit"),
         ("lease_s=4", "lease_s"),
         ("lease_s=3601", "lease_s"),
-        ("orchestrator=vp-nobody", "orchestrator"),
         ("waits=1", "waits"),
     ],
 )
@@ -503,8 +621,9 @@ def test_a_poll_has_limits(shared: ControlPlane, query: str, field: str) -> None
 
 
 def test_a_persons_poll_must_say_for_whom(shared: ControlPlane) -> None:
-    """A person is no orchestrator."""
+    """A person is no orchestrator, and neither is everybody."""
     assert fields(shared.ask("POST", "/api/tasks/poll", json={})) == {"orchestrator"}
+    assert fields(shared.ask("POST", "/api/tasks/poll", json={"orchestrator": "vp-nobody"})) == {"orchestrator"}
 
 
 def test_sql_answers_with_what_has_just_been_committed(shared: ControlPlane) -> None:
@@ -519,14 +638,30 @@ def test_sql_answers_with_what_has_just_been_committed(shared: ControlPlane) -> 
     drain(shared)
 
 
+def test_a_history_that_cant_be_opened_is_told_until_it_can(control_plane: ControlPlane) -> None:
+    """503 with what to do; tasks go on, and nothing of them is missing afterwards."""
+    control_plane.start()
+    query = {"query": "select count(*) from tasks"}
+    control_plane.add()
+    assert control_plane.json("POST", "/api/sql", json=query)["rows"] == [[1]]
+    file = control_plane.state / "history.duckdb"
+    file.unlink()
+    file.write_bytes(b"not a database either" * 1_000)
+    answer = control_plane.ask("POST", "/api/sql", json=query)
+    assert problem(answer) == (503, "unavailable")
+    assert "move it (and its .wal) away" in answer.json()["detail"]
+    control_plane.add()
+    file.unlink()
+    assert control_plane.json("POST", "/api/sql", json=query)["rows"] == [[2]]
+
+
 def test_an_error_inside_tells_nothing_outside(control_plane: ControlPlane) -> None:
     """500 with a request id that the log has, with the reason."""
     control_plane.start()
-    folder = control_plane.state / "history.duckdb"
-    control_plane.json("POST", "/api/sql", json={"query": "select 1"})
-    folder.unlink()
-    folder.mkdir()
-    answer = control_plane.ask("POST", "/api/sql", json={"query": "select 1"})
+    control_plane.add()
+    with sqlite3.connect(control_plane.state / "store.sqlite") as stranger:
+        stranger.execute("UPDATE tasks SET metadata = '{'")
+    answer = control_plane.ask("GET", "/api/tasks")
     assert problem(answer) == (500, "internal")
     assert str(control_plane.home) not in answer.text
     assert answer.headers["x-request-id"] == answer.json()["request_id"]

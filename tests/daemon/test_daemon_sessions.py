@@ -176,6 +176,7 @@ def test_a_cancel_ends_the_session(plane: ScriptedPlane, machine: LivingMachine)
         ("printf '{\"answer\": 1}' > $FLEET_RESULT", "missing required field `result`"),
         ('printf \'{"result": 1, "usage": {"usd": "much"}}\' > $FLEET_RESULT', "$.usage.usd"),
         ('printf \'{"result": 1, "usage": {"usd": -1}}\' > $FLEET_RESULT', "usage.usd: got -1"),
+        (f'echo \'{{"result": 1, "usage": {{"usd": {10**13}}}}}\' > $FLEET_RESULT', "usage.usd: got 1000"),
         (f"echo '{{\"result\": {'[' * 200}{']' * 200}}}' > $FLEET_RESULT", "deeper than 100"),
         ("head -c 1048577 /dev/zero > $FLEET_RESULT", "more than 1048576 bytes"),
         ("mkfifo $FLEET_RESULT", "no regular file"),

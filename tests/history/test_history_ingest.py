@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from story import Story
 
 from orchestrator_fleet.errors import FleetError, StoreError
 from orchestrator_fleet.history import door, ingest
-from orchestrator_fleet.history.database import HistoryInUse
+from orchestrator_fleet.history.database import HistoryInUse, HistoryUnusable
 from orchestrator_fleet.history.ingest import Ingester
 from orchestrator_fleet.store.outbox import Event
 from orchestrator_fleet.store.schema import events as outbox_table
@@ -130,7 +131,7 @@ def test_two_ingesters_in_one_process_move_each_event_once(
                 if not one.run_once():
                     return
             except FleetError as error:
-                assert "nothing of this batch is in it" in str(error)  # noqa: PT017 (some refusals are expected here)
+                assert "whole or not at all" in str(error)  # noqa: PT017 (some refusals are expected here)
 
     threads = [threading.Thread(target=move, args=(one,)) for one in both]
     for thread in threads:
@@ -268,6 +269,46 @@ def test_a_history_that_is_none_says_what_to_do(story: Story, tmp_path: Path) ->
     with pytest.raises(FleetError, match=r"can't be opened: .*; move it .* away") as refused:
         Ingester(story.url, path).flush()
     assert "\n" not in str(refused.value)
+
+
+def test_a_full_disk_at_a_checkpoint_is_gone_when_there_is_room(story: Story, tmp_path: Path) -> None:
+    """DuckDB gives itself up then; opened anew it has every event once."""
+    history = Ingester(story.url, tmp_path / "history.duckdb")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def happen(times: int) -> None:
+        for _ in range(times):
+            story.tell(Event(at_us=1, kind="large", actor="system", data={"text": os.urandom(200_000).hex()}))
+
+    def ingest_until_it_is_full() -> None:
+        for _ in range(60):
+            happen(1)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (18_000_000, hard))
+            try:
+                history.run_once()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    happen(30)
+    history.flush()
+    history.close()  # which writes it all into the one file
+    with pytest.raises(HistoryUnusable, match="checkpoint") as refused:
+        ingest_until_it_is_full()
+    assert "whole or not at all" in str(refused.value)
+    history.flush()
+    ((count, distinct),) = rows(history, "select count(*), count(distinct seq) from events")
+    assert count == distinct == len(story.outbox())
+    history.close()
+
+
+def test_odd_usage_does_not_hide_that_an_attempt_ended(story: Story, history: Ingester) -> None:
+    """The attempt has its outcome and time; only the figures that can't be are left out."""
+    story.make()
+    (grant,) = story.claim()
+    end = {"outcome": "done", "run_s": 2.0, "usage": {"input_tokens": 10**30, "usd": 1.0}}
+    story.tell(Event(at_us=9, kind="task_done", actor="system", task=grant.task.id, attempt=1, data=end))
+    history.flush()
+    assert rows(history, "select outcome, run_s, input_tokens from attempts") == [["done", 2.0, None]]
 
 
 @pytest.mark.parametrize(

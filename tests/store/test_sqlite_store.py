@@ -321,3 +321,20 @@ def _put(n: int):
 
 def _all(conn: sa.Connection) -> dict[str, int]:
     return {row.name: row.value for row in conn.execute(sa.select(table))}
+
+
+def test_a_store_that_was_taken_away_is_told_and_comes_back(store: Store, tmp_path: Path) -> None:
+    """Nothing is written where nobody would find it again; no empty one is made in its place."""
+    store.write_sync(_put(1))
+    there, away = tmp_path / "store.sqlite", tmp_path / "away"
+    there.rename(away)
+    for use in (store.write_sync, store.read_sync):
+        with pytest.raises(StoreError, match="deleted or replaced while in use; put it back"):
+            use(_all)
+    assert not there.exists()
+    there.write_bytes(b"somebody else's")
+    with pytest.raises(StoreError, match="deleted or replaced"):
+        store.write_sync(_put(2))
+    away.replace(there)
+    store.write_sync(_put(3))
+    assert store.read_sync(_all) == {"n1": 1, "n3": 3}
