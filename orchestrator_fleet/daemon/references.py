@@ -34,7 +34,10 @@ async def _resolve(name: str, reference: str, *, home: Path) -> str:
         case "env":
             value = os.environ.get(rest)
             if value is None:
-                raise SecretUnavailable(f"{where}: the daemon's environment has no {rest}; use file: or exec: instead")
+                raise SecretUnavailable(
+                    f"{where}: the environment that supervisord was started with has no {rest}; set it where "
+                    "`fleet apply` first starts the machine, or use file: or exec:"
+                )
             return value
         case "file":
             value = _read(where, rest, home=home)

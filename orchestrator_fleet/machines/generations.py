@@ -19,7 +19,7 @@ from orchestrator_fleet.ids import is_name
 from orchestrator_fleet.machines import durable
 from orchestrator_fleet.machines.declined import FAILED, NOT_STAGED, Declined
 from orchestrator_fleet.machines.layout import EXECUTABLE_MODE, FILE_MODE, FOLDER_MODE, Layout
-from orchestrator_fleet.wire.documents import MANIFEST, Manifest, sha256
+from orchestrator_fleet.wire.documents import MANIFEST, Manifest, RunnerDoc, sha256
 
 MAX_FILES = 20_000
 MAX_PATH = 1_000
@@ -278,6 +278,24 @@ def require_whole(layout: Layout, digest: str) -> Manifest:
         wrong = ", ".join((*seen.drifted, *seen.missing, *seen.foreign)[:MAX_NAMED])
         raise Declined(NOT_STAGED, f"generation {digest[:12]} is not whole ({wrong}); stage it again")
     return seen.manifest
+
+
+class _Declared(msgspec.Struct):
+    """The part of orchestrator.json that says which secrets its runner wants."""
+
+    runner: RunnerDoc
+
+
+def variables_wanted(layout: Layout, digest: str) -> set[str]:
+    """Environment variables that runners of a generation name as secrets, as `env:NAME`."""
+    wanted = set()
+    for path in layout.generation(digest).glob("orchestrators/*/orchestrator.json"):
+        try:
+            references = msgspec.json.decode(path.read_bytes(), type=_Declared).runner.secrets.values()
+        except msgspec.MsgspecError:
+            continue  # the daemon that can't read its own document says so
+        wanted |= {reference.removeprefix("env:") for reference in references if reference.startswith("env:")}
+    return wanted
 
 
 def make_current(layout: Layout, digest: str) -> bool:

@@ -210,6 +210,7 @@ class Hands:
             python=self._python,
             home=self._home,
             machine=manifest.target,
+            declared=generations.variables_wanted(layout, request.digest),
         )
         client, started = supervisord.ensure(layout, variables=variables, python=self._python)
         try:

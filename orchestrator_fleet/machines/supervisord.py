@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 import xmlrpc.client
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +230,17 @@ def _said(output: bytes | None) -> str:
     return text[-MAX_ERROR_TEXT:] or "it said nothing"
 
 
-def environment(*, root: Path, socket_path: Path, python: str, home: Path, machine: str) -> dict[str, str]:
-    """What supervisord starts with: built from nothing, so that no secret of the caller's reaches a program."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+def environment(
+    *, root: Path, socket_path: Path, python: str, home: Path, machine: str, declared: Collection[str] = ()
+) -> dict[str, str]:
+    """What supervisord starts with: built from nothing, so that no secret of the caller's reaches a program.
+
+    But for those `declared`: a runner's `env:NAME` is resolved by its daemon, from what was there at this start.
+    """
+    kept = {name: os.environ[name] for name in (*sorted(declared), *INHERITED) if name in os.environ}
     return {
-        "PATH": os.environ.get("PATH", DEFAULT_PATH),
         **kept,
+        "PATH": os.environ.get("PATH", DEFAULT_PATH),
         "FLEET_ROOT": str(root),
         "FLEET_SOCKET": str(socket_path),
         "FLEET_PYTHON": python,

@@ -227,7 +227,7 @@ def test_output_that_is_no_text_is_sent_as_text(plane: ScriptedPlane, machine: L
 @pytest.mark.parametrize(
     ("reference", "error"),
     [
-        ("env:NOT_SET", "the daemon's environment has no NOT_SET"),
+        ("env:NOT_SET", "supervisord was started with has no NOT_SET"),
         ("file:missing.txt", "No such file"),
         ("exec:false", "exit code 1"),
         ("exec:'unbalanced", "can't be run"),

@@ -16,6 +16,7 @@ from tiny_fleet import Machine, end, is_alive, is_up, local_machine, tiny_bundle
 
 from orchestrator_fleet.machines import processes, programs, supervisord
 from orchestrator_fleet.machines.layout import Layout
+from orchestrator_fleet.wire.documents import encode
 from orchestrator_fleet.wire.machine import Destroy, Observe, Observed, Prune, Switch
 
 pytestmark = pytest.mark.supervisord
@@ -180,6 +181,21 @@ def test_the_environment_is_made_from_scratch(machine: Machine, monkeypatch: pyt
     assert variables["FLEET_ROOT"] == str(machine.root)
     assert (machine.layout.root.stat().st_mode & 0o777) == 0o700
     assert (machine.layout.key_file("vp-a").stat().st_mode & 0o777) == 0o600
+
+
+def test_a_variable_that_a_runner_declares_reaches_its_daemon(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`env:NAME` is resolved on the machine; what is ours can't be declared away."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    monkeypatch.setenv("FLEET_MACHINE", "somebody else")
+    secrets = {"KEY": "env:ANTHROPIC_API_KEY", "M": "env:FLEET_MACHINE", "ABSENT": "env:NO_SUCH", "F": "file:key"}
+    document = encode({"runner": {"type": "command", "command": ["x"], "secrets": secrets}})
+    seen = machine.bring(tiny_bundle({"vp-a": ""}, files={"orchestrators/vp-a/orchestrator.json": document}))
+    variables = processes.environment(seen.programs["vp-a"].pid)
+    assert variables["ANTHROPIC_API_KEY"] == "secret"
+    assert variables["FLEET_MACHINE"] == "m1"
+    assert "NO_SUCH" not in variables
 
 
 def test_a_status_file_of_another_process_is_not_believed(machine: Machine) -> None:
