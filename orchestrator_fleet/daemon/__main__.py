@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator_fleet import ids, log
+from orchestrator_fleet import ids, log, pids
 from orchestrator_fleet.clock import Clock, SystemClock
 from orchestrator_fleet.daemon import processes
 from orchestrator_fleet.daemon.engine import Engine, Place
@@ -115,7 +115,7 @@ async def _parent_ended(place: Place) -> None:
     pid = os.getppid()
     if "SUPERVISOR_ENABLED" in os.environ and _supervisord(place) not in {None, pid}:
         return  # it ended before we came this far
-    parent = processes.identify(pid)
+    parent = pids.identify(pid)
     if parent is not None:
         await processes.ended(parent)
     while os.getppid() == pid:  # noqa: ASYNC110 - a parent outside our sight tells nobody of its end

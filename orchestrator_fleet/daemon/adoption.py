@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator_fleet import log
+from orchestrator_fleet import log, pids
 from orchestrator_fleet.clock import SECOND_US, Clock
 from orchestrator_fleet.daemon import processes
 from orchestrator_fleet.daemon.folder import Record, SessionFolder, session_folders
@@ -49,12 +49,12 @@ def _adopt_one(folder: SessionFolder, clock: Clock) -> Session | None:
     )
 
 
-def _still_runs(folder: SessionFolder, record: Record) -> processes.Identity | None:
+def _still_runs(folder: SessionFolder, record: Record) -> pids.Process | None:
     """The session's process, None when it is gone (or never came to be, and never will)."""
-    if record.boot != processes.boot_id():
+    if record.boot != pids.boot_id():
         return None
-    process = processes.Identity(pid=record.pid, start_ticks=record.start_ticks) if record.start_ticks else None
+    process = pids.Process(pid=record.pid, start_ticks=record.start_ticks) if record.start_ticks else None
     if process is None:
         folder.abandon()
         process = folder.own_word()
-    return process if process is not None and processes.is_alive(process) else None
+    return process if process is not None and pids.is_alive(process) else None

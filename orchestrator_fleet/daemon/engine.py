@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator_fleet import ids, log
+from orchestrator_fleet import ids, log, pids
 from orchestrator_fleet.clock import SECOND_US, Clock
-from orchestrator_fleet.daemon import adoption, backoff, outcome, processes
+from orchestrator_fleet.daemon import adoption, backoff, outcome
 from orchestrator_fleet.daemon.folder import Record, SessionFolder, drop_old, is_safe_task_id
 from orchestrator_fleet.daemon.generation import Generation, Reader
 from orchestrator_fleet.daemon.link import Declined, Link, LinkDown
@@ -100,7 +100,7 @@ class Engine:
         self._place, self._reader, self._status, self._clock = place, reader, status, clock
         self._generation = generation
         self._epoch = ids.new_token()
-        self._boot = processes.boot_id()
+        self._boot = pids.boot_id()
         self._sessions: dict[str, Session] = {}
         self._beat_s = DEFAULT_BEAT_S
         self._slots_changed = asyncio.Event()

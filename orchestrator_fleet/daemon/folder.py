@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator_fleet.daemon.processes import Identity, parse_stat
+from orchestrator_fleet.pids import Process, parse_stat
 from orchestrator_fleet.wire.link import Finish
 
 KEEP_FINISHED = 20
@@ -105,7 +105,7 @@ class SessionFolder:
         """Write the record in one rename; `durable` also survives a power cut."""
         _replace(self._record, msgspec.json.encode(record) + b"\n", durable=durable)
 
-    def own_word(self) -> Identity | None:
+    def own_word(self) -> Process | None:
         """Who the session says it is; None while it has not said so."""
         text = _read_small(self._pid)
         return parse_stat(text) if text is not None else None

@@ -1,7 +1,7 @@
-"""Processes as the kernel tells them: who one is, when it ends, and how to end it with all it started.
+"""When a process ends, and how to end it with all it started.
 
-A pid alone is no identity, as numbers come again; a pid with its start time is. Ends are learned from a pidfd
-(at once, for children and strangers alike), or by looking each `POLL_S` where the kernel gives none.
+Ends are learned from a pidfd (at once, for children and strangers alike), or by looking each `POLL_S` where the kernel
+gives none.
 """
 
 from __future__ import annotations
@@ -10,56 +10,14 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator_fleet.pids import Process, is_alive
+
 POLL_S = 0.2
-_STATE, _START_TICKS = 0, 19  # fields of /proc/<pid>/stat after the command's name
-_GONE_STATES = "ZXx"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """One process: its number and the clock tick (since boot) at which it started."""
-
-    pid: int
-    start_ticks: int
-
-
-def boot_id() -> str:
-    """This boot of this machine; empty where the kernel doesn't tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def identify(pid: int) -> Identity | None:
-    """Who has this number now; None when nobody does. A zombie counts as nobody."""
-    try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-
-
-def parse_stat(text: str) -> Identity | None:
-    """The identity in a line of /proc/<pid>/stat; None for a zombie and for anything that is no such line."""
-    pid, _, rest = text.partition(" ")
-    fields = rest.rpartition(")")[2].split()
-    try:
-        if fields[_STATE] in _GONE_STATES:
-            return None
-        return Identity(pid=int(pid), start_ticks=int(fields[_START_TICKS]))
-    except (IndexError, ValueError):
-        return None
-
-
-def is_alive(process: Identity) -> bool:
-    """Whether exactly this process still runs."""
-    return identify(process.pid) == process
-
-
-async def ended(process: Identity) -> None:
+async def ended(process: Process) -> None:
     """Return as soon as the process runs no more."""
     descriptor = _open_pidfd(process.pid)
     if descriptor is None:
@@ -96,7 +54,7 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def signal_group(leader: Identity, number: signal.Signals) -> None:
+def signal_group(leader: Process, number: signal.Signals) -> None:
     """Signal every process of the group `leader` leads; nothing happens if it is gone already."""
     if is_alive(leader):
         with suppress(ProcessLookupError):

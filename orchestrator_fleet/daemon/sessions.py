@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator_fleet import log
+from orchestrator_fleet import log, pids
 from orchestrator_fleet.clock import SECOND_US, Clock
 from orchestrator_fleet.daemon import outcome, processes, references, workspace
 from orchestrator_fleet.daemon.folder import Record, SessionFolder
@@ -107,13 +107,13 @@ class Session:
             self._child = _spawn(start, self.folder)
         except (OSError, ValueError) as error:
             raise SessionFailed(f"the session can't be started: {error}") from error
-        identity = processes.identify(self._child.pid)
+        identity = pids.identify(self._child.pid)
         self._keep(pid=self._child.pid, start_ticks=identity.start_ticks if identity else 0)
 
     async def work(self, tell: Tell) -> Finish | None:
         """From a process that runs (or is over, or never was) to what is to be told; None when the lease was lost."""
-        process = processes.Identity(pid=self.record.pid, start_ticks=self.record.start_ticks)
-        if processes.is_alive(process):
+        process = pids.Process(pid=self.record.pid, start_ticks=self.record.start_ticks)
+        if pids.is_alive(process):
             over = asyncio.ensure_future(processes.ended(process))
             try:
                 await self._watch(over, tell)
@@ -142,7 +142,7 @@ class Session:
             if loop.time() >= deadline:
                 self.end(outcome.TIMEOUT)
 
-    async def _ladder(self, process: processes.Identity, over: asyncio.Future[None]) -> None:
+    async def _ladder(self, process: pids.Process, over: asyncio.Future[None]) -> None:
         """TERM to the process group; after `GRACE_S`, KILL."""
         _log.info("ending session", task=self.record.task, attempt=self.record.attempt, cause=self.cause)
         for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, REAP_S)):

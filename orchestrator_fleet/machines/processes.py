@@ -1,4 +1,4 @@
-"""Processes of this kernel, from /proc. A pid alone is no identity; a pid with its start time is.
+"""The processes of a machine, found in /proc.
 
 What belongs to a machine is known by the environment it was started with (`FLEET_ROOT`, `FLEET_PROGRAM`,
 `FLEET_RESULT`), never by a command's name.
@@ -11,28 +11,14 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from orchestrator_fleet.pids import Process, boot_id, identify, is_alive
 
 POLL_S = 0.01
 KILL_WAIT_S = 5.0
 _PROC = Path("/proc")
-_STATE, _GROUP, _START_TICKS = 0, 2, 19  # fields of /proc/<pid>/stat after the command's name
-_GONE_STATES = "ZXx"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Process:
-    """One process: its pid and the clock tick, since boot, at which it started."""
-
-    pid: int
-    start_ticks: int
-
-
-def identify(pid: int) -> Process | None:
-    """Who has this pid now; None when nobody does. A zombie counts as nobody."""
-    fields = _stat(pid)
-    return Process(pid, int(fields[_START_TICKS])) if fields and fields[_STATE] not in _GONE_STATES else None
+_GROUP = 2  # field of /proc/<pid>/stat after the command's name
 
 
 def _stat(pid: int) -> list[str]:
@@ -41,11 +27,6 @@ def _stat(pid: int) -> list[str]:
     except OSError:
         return []
     return text.rpartition(")")[2].split()
-
-
-def is_alive(process: Process) -> bool:
-    """Whether exactly this process still runs."""
-    return identify(process.pid) == process
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -157,7 +138,8 @@ def is_known_dead(name: str) -> bool:
 
 def _kernel() -> str:
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}+{(_PROC / 'self/ns/pid').readlink().name}"
+        namespace = (_PROC / "self/ns/pid").readlink().name
     except OSError:
         return ""
+    boot = boot_id()
+    return f"{boot}+{namespace}" if boot else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from orchestrator_fleet import pids
 from orchestrator_fleet.machines import processes
 from orchestrator_fleet.machines.layout import Layout
 
@@ -35,7 +36,7 @@ def live(layout: Layout) -> list[Record]:
                 record = _decoder.decode(file.read(MAX_RECORD_BYTES))
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             continue
-        if record.pid > 0 and processes.is_alive(processes.Process(record.pid, record.start_ticks)):
+        if record.pid > 0 and pids.is_alive(pids.Process(record.pid, record.start_ticks)):
             records.append(record)
     return records
 

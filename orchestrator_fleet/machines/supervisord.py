@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator_fleet import pids
 from orchestrator_fleet.machines import processes
 from orchestrator_fleet.machines.declined import FAILED, Declined
 from orchestrator_fleet.machines.layout import Layout
@@ -249,7 +250,7 @@ def environment(
     }
 
 
-def end(layout: Layout) -> list[processes.Process]:
+def end(layout: Layout) -> list[pids.Process]:
     """End supervisord and its programs, hanging or not; the processes that could not be ended.
 
     A supervisord that was killed leaves its socket, perhaps outside the root, and its pid file: they go as well.

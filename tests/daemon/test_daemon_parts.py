@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from living_daemon import until
 
+from orchestrator_fleet import pids
 from orchestrator_fleet.daemon import processes, workspace
 from orchestrator_fleet.daemon.folder import SessionFolder, is_safe_task_id
 from orchestrator_fleet.daemon.link import LONGEST_DELAY_S, pause_s
@@ -62,7 +63,7 @@ def test_a_session_that_has_begun_cant_be_given_up(folder: SessionFolder) -> Non
     assert not folder.abandon()
     word = folder.own_word()
     assert word is not None
-    assert not processes.is_alive(word)
+    assert not pids.is_alive(word)
     assert folder.exit_code() == 0
 
 
@@ -89,14 +90,12 @@ def test_a_task_id_may_not_stand_in_a_path(task: object) -> None:
 @pytest.mark.parametrize("text", ["", "1", "1 (sh) S", "1 (sh) S " + "x " * 30, "1 (a) b) Z " + "1 " * 30])
 def test_a_line_that_names_no_living_process_is_nobody(text: str) -> None:
     """Garbage, cut short, or a zombie."""
-    assert processes.parse_stat(text) is None
+    assert pids.parse_stat(text) is None
 
 
 def test_a_name_with_brackets_is_read_over() -> None:
     """A command may be called anything."""
-    assert processes.parse_stat("7 (a) b) S " + " ".join(map(str, range(1, 30)))) == processes.Identity(
-        pid=7, start_ticks=19
-    )
+    assert pids.parse_stat("7 (a) b) S " + " ".join(map(str, range(1, 30)))) == pids.Process(pid=7, start_ticks=19)
 
 
 @pytest.mark.parametrize("pidfd", [True, False])
@@ -108,7 +107,7 @@ def test_the_end_of_a_process_is_learned(pidfd: bool, monkeypatch: pytest.Monkey
     child = subprocess.Popen(["sleep", "600"])
 
     async def scenario() -> None:
-        identity = processes.identify(child.pid)
+        identity = pids.identify(child.pid)
         assert identity is not None
         end = asyncio.ensure_future(processes.ended(identity))
         await asyncio.sleep(0)
@@ -123,10 +122,10 @@ def test_the_end_of_a_process_is_learned(pidfd: bool, monkeypatch: pytest.Monkey
 
 def test_another_process_with_the_same_number_is_another() -> None:
     """Its start time tells; it is not signalled."""
-    me = processes.identify(os.getpid())
+    me = pids.identify(os.getpid())
     assert me is not None
-    other = processes.Identity(pid=me.pid, start_ticks=me.start_ticks + 1)
-    assert not processes.is_alive(other)
+    other = pids.Process(pid=me.pid, start_ticks=me.start_ticks + 1)
+    assert not pids.is_alive(other)
     asyncio.run(asyncio.wait_for(processes.ended(other), 5))
 
 

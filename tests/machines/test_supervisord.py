@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_fleet import Machine, end, is_alive, is_up, local_machine, tiny_bundle, until
 
+from orchestrator_fleet import pids
 from orchestrator_fleet.machines import processes, programs, supervisord
 from orchestrator_fleet.machines.layout import Layout
 from orchestrator_fleet.wire.documents import encode
@@ -230,7 +231,7 @@ def session(machine: Machine, orchestrator: str, generation: str) -> subprocess.
         env={"FLEET_RESULT": str(folder / "result.json"), "PATH": os.environ["PATH"]},
         start_new_session=True,
     )
-    known = processes.identify(process.pid)
+    known = pids.identify(process.pid)
     assert known is not None
     record = {"task": "task-1", "pid": known.pid, "start_ticks": known.start_ticks, "generation": generation}
     (folder / "session.json").write_text(json.dumps(record))

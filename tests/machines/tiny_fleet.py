@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator_fleet import pids
 from orchestrator_fleet.clock import SECOND_US, FrozenClock, SystemClock
 from orchestrator_fleet.machines import processes, supervisord
 from orchestrator_fleet.machines.fake import FakeTransport
@@ -198,4 +199,4 @@ def end(machine: Machine) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    return processes.identify(pid) is not None
+    return pids.identify(pid) is not None
