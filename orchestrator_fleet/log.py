@@ -60,10 +60,6 @@ class Log:
         """Another logger that adds `fields` to every line."""
         return Log(self._logger, **{**self._bound, **fields})
 
-    def debug(self, event: str, **fields: Any) -> None:
-        """Tell something that only matters when looking for a fault."""
-        self._tell(logging.DEBUG, event, fields)
-
     def info(self, event: str, **fields: Any) -> None:
         """Tell what happened."""
         self._tell(logging.INFO, event, fields)
