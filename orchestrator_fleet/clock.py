@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 SECOND_US = 1_000_000
@@ -29,6 +30,22 @@ class SystemClock:
         return time.time_ns() // 1000
 
 
+class SteadyClock:
+    """A clock that no step of the machine's own moves: it was set once, and counts from there until it is set again."""
+
+    def __init__(self) -> None:
+        self._ahead_us = 0
+        self.set(SystemClock().now_us())
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 UTC."""
+        return time.monotonic_ns() // 1000 + self._ahead_us
+
+    def set(self, now_us: int) -> None:
+        """It is this late now."""
+        self._ahead_us = now_us - time.monotonic_ns() // 1000
+
+
 class FrozenClock:
     """A clock that moves only when told; for tests and simulations."""
 
@@ -46,7 +63,14 @@ class FrozenClock:
 
 def to_rfc3339(us: int) -> str:
     """`1767225600000000` -> `2026-01-01T00:00:00.000000Z`."""
-    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    second, rest = divmod(us, SECOND_US)
+    return f"{_second(second)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _second(second: int) -> str:
+    """A whole second as text. Kept, as every event tells times that were told a moment ago."""
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[: -len("+00:00")]
 
 
 def from_datetime(value: datetime) -> int:

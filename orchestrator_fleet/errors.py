@@ -13,6 +13,8 @@ FleetError                        something a person should read; exit code 1
 ├── RolledBack                    the machines were put back to their last good generation; exit 4
 ├── ControlPlaneError             the control plane answered with an error, or not at all
 ├── StoreError                    the live database cannot be used; says the cure
+│   ├── StoreFull                 there is no room to write; what was answered stands
+│   └── StoreDamaged              what it holds can't be trusted; a backup has to be put back
 └── TaskError                     a task's rule says no; `code` is the API's word for it
     ├── NotFound                  no such task, orchestrator, ...
     ├── InvalidTransition         the status table has no such edge
@@ -120,6 +122,18 @@ class ControlPlaneError(FleetError):
 
 class StoreError(FleetError):
     """The live database cannot be used."""
+
+
+class StoreFull(StoreError):
+    """There is no room to write; make some. What was answered stands, and reading goes on."""
+
+    code = "store_full"
+
+
+class StoreDamaged(StoreError):
+    """The database is not what was written; put back a backup."""
+
+    code = "store_damaged"
 
 
 class TaskError(FleetError):

@@ -30,6 +30,10 @@ MAX_BATCH_ROWS = 10_000
 MAX_BATCH_BYTES = 32 << 20
 READ_ROWS = 500
 MAX_FLUSH_S = 600.0
+# SQLite's transactions are snapshots already.
+_SNAPSHOT: dict[str, dict[str, Any]] = {
+    "postgresql": {"isolation_level": "REPEATABLE READ", "connect_args": {"connect_timeout": 10}}
+}
 
 _COLUMNS = (
     outbox.c.seq,
@@ -160,7 +164,7 @@ class Ingester:
     def __init__(self, store_url: str, duckdb_path: Path, *, wait_s: float = 0.0) -> None:
         """`wait_s`: how long to wait for another process that has the file open."""
         self.path = duckdb_path
-        self._url, self._wait_s = sa.make_url(store_url), wait_s
+        self._url, self._wait_s = _driven(sa.make_url(store_url)), wait_s
         self._engine: sa.Engine | None = None
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._file: tuple[int, int] | None = None
@@ -244,13 +248,19 @@ class Ingester:
             return
         try:
             if self._engine is None:
-                self._engine = sa.create_engine(self._url, poolclass=sa.NullPool)
+                how = _SNAPSHOT.get(self._url.get_backend_name(), {})
+                self._engine = sa.create_engine(self._url, poolclass=sa.NullPool, **how)
             with self._engine.connect() as live:
                 yield live if sa.inspect(live).has_table(outbox.name) else None
         except sa.exc.SQLAlchemyError as error:
             told = str(getattr(error, "orig", None) or error).splitlines()[0]
             shown = self._url.render_as_string(hide_password=True)
             raise StoreError(f"{shown}: the outbox can't be read: {told}; the history waits until it can") from error
+
+
+def _driven(url: sa.URL) -> sa.URL:
+    """PostgreSQL by the driver that we bring."""
+    return url.set(drivername="postgresql+psycopg") if url.get_backend_name() == "postgresql" else url
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,4 +1,7 @@
-"""Where a fleet's run-time files stand: `.fleet/` beside fleet.yaml, or the folder that FLEET_STATE names."""
+"""Where a fleet's run-time files stand: `.fleet/` beside fleet.yaml, or the folder that FLEET_STATE names.
+
+FLEET_STORE=postgresql://... (or sqlite:///...) names another live database than fleet.yaml does.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,12 @@ class State:
     def store_url(self, store: str) -> str:
         """`control_plane.store` as a URL: `sqlite` is the file here, anything else a reference to be resolved here.
 
-        Raises FleetError when the reference leads nowhere.
+        FLEET_STORE in the environment goes before it. Raises FleetError when the reference leads nowhere.
         """
-        return f"sqlite:///{self.store}" if store == "sqlite" else resolve(store, home=self.home)
+        named = os.environ.get("FLEET_STORE") or store
+        if named == "sqlite":
+            return f"sqlite:///{self.store}"
+        return named if "://" in named else resolve(named, home=self.home)
 
     @property
     def history(self) -> Path:

@@ -4,13 +4,15 @@
     task = await store.write(lambda conn: create_task(conn, ...))
     page = await store.read(lambda conn: list_tasks(conn, ...))
 
+    task = await store.write_batched(finish_all, report)        # the same, together with whoever else finishes now
+
 `write` answers after the commit: what it returned is on the disk. SQLite is `sqlite`, PostgreSQL is `postgres`; which
 one is under it, nobody above can tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -19,6 +21,10 @@ from sqlalchemy import Connection
 from orchestrator_fleet.errors import StoreError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+Batch = Callable[[Connection, Sequence[Item]], Sequence[T | Exception]]
+"""Does the same to many items in one transaction; one answer each, in order. What one item is refused with is its
+answer and touches no other; what it raises undoes all, and each is then tried alone."""
 
 
 class Store(Protocol):
@@ -35,11 +41,23 @@ class Store(Protocol):
     def write_sync(self, fn: Callable[[Connection], T]) -> T:
         """The same for a caller without an event loop."""
 
+    async def write_batched(self, fn: Batch[Item, T], item: Item) -> T:
+        """Run `fn` over this item and those of all who wait for the same `fn` now; answers this item's answer.
+
+        An answer that is an exception is raised.
+        """
+
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot of what is committed."""
 
     def read_sync(self, fn: Callable[[Connection], T]) -> T:
         """The same for a caller without an event loop."""
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard` (in any thread) soon after another process has committed an event; once for several is enough.
+
+        Nothing calls it for a database that tells nobody: look now and then.
+        """
 
     def close(self) -> None:
         """Finish what was accepted and let go of the database. Closing twice is fine."""

@@ -8,20 +8,20 @@ Read by `history` (in order of `seq`, exactly once by its cursor), by the event 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.store import locks
 from orchestrator_fleet.store.schema import events
+from orchestrator_fleet.store.statement import Statement
 
 MAX_READ = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. `seq` is 0 until it is read back."""
 
     at_us: int
@@ -34,28 +34,71 @@ class Event:
     generation: str | None = None
     charter_version: str | None = None
     route: str | None = None
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = {}
     seq: int = 0
 
 
+CHANNEL = "fleet_events"
+PENDING = "outbox"
+
 _COLUMNS = tuple(column.name for column in events.c if column.name != "seq")
-_INSERT = events.insert()
+_INSERT = Statement(events.insert(), sets=_COLUMNS)
 _AFTER = (
     sa.select(events).where(events.c.seq > sa.bindparam("after")).order_by(events.c.seq).limit(sa.bindparam("most"))
 )
 _LAST = sa.select(sa.func.max(events.c.seq))
+_NEWEST_AT = sa.select(events.c.at_us).order_by(events.c.seq.desc()).limit(1)
+
+# The lock, the rows in order, the news to other processes: in one round trip. A row's `seq` is drawn when the row
+# leaves the join, so after the lock is held. The rows come as one JSON text, which costs the driver nothing; a value of
+# PostgreSQL's type `json` keeps its text to the letter.
+_TYPES = {"at_us": "bigint", "attempt": "integer", "data": "json"}
+_WRITE = f"""
+WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock({locks.key("outbox")})),
+     written AS (
+       INSERT INTO events ({", ".join(_COLUMNS)})
+       SELECT {", ".join(f"one.{name}" for name in _COLUMNS)}
+       FROM held,
+            ROWS FROM (json_to_recordset(%s::json) AS ({
+    ", ".join(f"{name} {_TYPES.get(name, 'text')}" for name in _COLUMNS)
+}))
+              WITH ORDINALITY AS one ({", ".join(_COLUMNS)}, place)
+       ORDER BY one.place
+       RETURNING seq)
+SELECT pg_notify('{CHANNEL}', '') FROM (SELECT max(seq) FROM written) AS last
+"""  # noqa: S608 (made of the names of the table's columns)
 
 
 def append(conn: Connection, *new: Event) -> None:
     """Write events, in order, in the caller's transaction.
 
-    `seq` grows in the order of commits: SQLite has one writer, and PostgreSQL's writers queue here, since a reader
-    that follows `seq` would otherwise step over a row whose transaction was slower than its successor's.
+    `seq` grows in the order of commits, since a reader that follows `seq` would otherwise step over a row whose
+    transaction was slower than its successor's. SQLite has one writer. PostgreSQL's writers queue for it, holding
+    whatever they have locked; so they do it last, in `write_pending`, and wait for nothing after that.
     """
     if not new:
         return
+    pending: list[Event] | None = conn.info.get(PENDING)
+    if pending is not None:
+        pending.extend(new)
+        return
     locks.hold(conn, "outbox")
-    conn.execute(_INSERT, [{name: getattr(event, name) for name in _COLUMNS} for event in new])
+    _INSERT.many_of(conn, new)
+
+
+def write_pending(conn: Connection) -> None:
+    """What a PostgreSQL store does before each commit: write what was appended, and tell whoever listens."""
+    pending: list[Event] = conn.info[PENDING]
+    if not pending:
+        return
+    raw = conn.connection.dbapi_connection
+    assert raw is not None  # noqa: S101 (a connection that runs a transaction has one)
+    cursor = raw.cursor()
+    try:
+        cursor.execute(_WRITE, (msgspec.json.encode(pending).decode(),))
+    finally:
+        cursor.close()
+    pending.clear()
 
 
 def read_after(conn: Connection, seq: int, limit: int = MAX_READ) -> Sequence[Event]:
@@ -66,3 +109,8 @@ def read_after(conn: Connection, seq: int, limit: int = MAX_READ) -> Sequence[Ev
 def last_seq(conn: Connection) -> int:
     """The newest event's `seq`; 0 when there is none."""
     return conn.execute(_LAST).scalar() or 0
+
+
+def newest_at(conn: Connection) -> int:
+    """When the newest event happened (microseconds); 0 when there is none."""
+    return conn.execute(_NEWEST_AT).scalar() or 0

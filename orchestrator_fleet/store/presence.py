@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import sqlalchemy as sa
@@ -10,12 +10,22 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet.store import locks
 from orchestrator_fleet.store.schema import presence
+from orchestrator_fleet.store.statement import Statement
 
 _ALL = sa.select(presence).order_by(presence.c.orchestrator)
 _ONE = sa.select(presence).where(presence.c.orchestrator == sa.bindparam("of"))
 _INSERT = presence.insert()
 _UPDATE = presence.update().where(presence.c.orchestrator == sa.bindparam("of"))
 _UPDATE_EPOCH = _UPDATE.where(presence.c.epoch == sa.bindparam("by_epoch"))
+_BEAT = Statement(
+    _UPDATE.where(presence.c.gone_at_us.is_(None), presence.c.last_seen_us < sa.bindparam("seen_us")).values(
+        last_seen_us=sa.bindparam("seen_us"),
+        sessions_max=sa.bindparam("most"),
+        generation=sa.bindparam("under"),
+        charter_version=sa.bindparam("by_charter"),
+    )
+)
+_SILENT = _ALL.where(presence.c.gone_at_us.is_(None), presence.c.last_seen_us < sa.bindparam("before"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,24 @@ def heard(
         "gone_at_us": None,
     }
     return conn.execute(_UPDATE_EPOCH, {**values, "of": orchestrator, "by_epoch": epoch}).rowcount == 1
+
+
+def beat(conn: Connection, heard: Iterable[tuple[str, int, int, str, str]]) -> None:
+    """Write (orchestrator, last seen, sessions at most, generation, charter version) of many, in one round trip.
+
+    What is older than what stands there changes nothing: another control plane has heard of the daemon since.
+    """
+    values = [
+        {"of": name, "seen_us": seen_us, "most": most, "under": generation, "by_charter": charter}
+        for name, seen_us, most, generation, charter in sorted(heard)
+    ]
+    if values:
+        _BEAT.many(conn, values)
+
+
+def silent(conn: Connection, *, before_us: int) -> list[Presence]:
+    """Those that seem connected and were last heard before `before_us`."""
+    return [_presence(row) for row in conn.execute(_SILENT, {"before": before_us}).mappings()]
 
 
 def gone(conn: Connection, *, orchestrator: str, epoch: str, now_us: int) -> bool:

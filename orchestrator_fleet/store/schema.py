@@ -4,19 +4,23 @@ Times are integer microseconds since 1970 UTC (`*_us`). JSON is text, the same o
 index's predicate stands word for word in the query it serves: SQLite proves no implication beyond `IS NOT NULL`.
 
     tasks ──< attempts ──< attempt_log            one row a try; its output
-      └──< task_dependencies, task_tags           edges; words
+      ├──< task_dependencies, task_tags           edges; words
+      └──< limit_uses                             which attempts count on which value of which limit
+    holds, spending                               why an orchestrator claims nothing now; what it has used
+    schedules                                     how far the clock of each recurring task was followed
     events                                        the outbox: every change, in the transaction that made it
     daemon_keys, presence, idempotency, counters  who may connect; who is there; repeated requests; small numbers
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-REVISION = "0001"
+REVISION = "0002"
 TASK_STATUSES = ("TODO", "IN_PROGRESS", "BLOCKED", "DONE", "CANCELLED")
 PRIORITIES = ("CRITICAL", "HIGH", "MEDIUM", "LOW")
 BLOCKED_REASONS = ("dependency", "approval", "escalation", "quota", "budget", "attempts_exhausted", "manual")
@@ -29,7 +33,9 @@ OUTCOMES = (
     "cancelled",
     "released",
     "lease_lost",
+    "quota",
 )
+HOLDS = ("pause", "quota")
 STREAMS = ("stdout", "stderr", "fleet")
 
 NAMING = {
@@ -51,13 +57,21 @@ class Json(sa.types.TypeDecorator[Any]):
     impl = sa.Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:  # noqa: ARG002 (the signature is SQLAlchemy's)
+    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002 (the signature is SQLAlchemy's)
         """To text."""
-        return None if value is None else _encode(value).decode()
+        return _to_text
 
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002 (the signature is SQLAlchemy's)
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[str | None], Any]:  # noqa: ARG002 (as above)
         """From text."""
-        return None if value is None else _decode(value)
+        return _from_text
+
+
+def _to_text(value: Any) -> str | None:
+    return None if value is None else _encode(value).decode()
+
+
+def _from_text(text: str | None) -> Any:
+    return None if text is None else _decode(text)
 
 
 def one_of(column: str, words: tuple[str, ...]) -> str:
@@ -114,6 +128,12 @@ tasks = sa.Table(
     sa.Column("waiting_since_us", sa.BigInteger, nullable=False),
     sa.Column("wakes_at_us", sa.BigInteger),
     sa.Column("ripens_at_us", sa.BigInteger),
+    # `limit=value`, the full limit at which a claim found it and took it out of line; see tasks.limits.
+    sa.Column("parked_by", sa.Text),
+    # `[[limit, value], ...]` that the running attempt counts on.
+    sa.Column("counts_on", Json),
+    # Somebody approved it past a spent budget.
+    sa.Column("over_budget", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint(one_of("status", TASK_STATUSES), name="status"),
     sa.CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
     sa.CheckConstraint(
@@ -130,12 +150,18 @@ tasks = sa.Table(
     sa.CheckConstraint(
         "(status IN ('DONE', 'CANCELLED')) = (completed_at_us IS NOT NULL)", name="final_has_completed_at"
     ),
-    sa.CheckConstraint("status = 'TODO' OR (wakes_at_us IS NULL AND ripens_at_us IS NULL)", name="only_todo_waits"),
+    sa.CheckConstraint(
+        "(status = 'TODO' OR (wakes_at_us IS NULL AND parked_by IS NULL))"
+        " AND (status = 'TODO' OR ripens_at_us IS NULL"
+        " OR (status = 'BLOCKED' AND blocked_reason IN ('quota', 'budget')))",
+        name="only_todo_waits",
+    ),
+    sa.CheckConstraint("status = 'IN_PROGRESS' OR counts_on IS NULL", name="only_running_counts"),
     sa.CheckConstraint("rank BETWEEN 0 AND 3", name="rank"),
     sa.CheckConstraint("attempt >= 0 AND failures >= 0 AND failures <= attempt AND max_attempts >= 1", name="attempts"),
 )
 
-CLAIMABLE = "status = 'TODO' AND wakes_at_us IS NULL"
+CLAIMABLE = "status = 'TODO' AND wakes_at_us IS NULL AND parked_by IS NULL"
 RUNNING = "status = 'IN_PROGRESS'"
 
 _index(
@@ -149,8 +175,19 @@ _index(
 )
 _index("ix_tasks_ripens", tasks.c.ripens_at_us, where="ripens_at_us IS NOT NULL")
 _index("ix_tasks_wakes", tasks.c.orchestrator, tasks.c.wakes_at_us, where="wakes_at_us IS NOT NULL")
-_index("ix_tasks_lease", tasks.c.lease_until_us, where="lease_until_us IS NOT NULL")
+# Few tasks run at once, so this one serves the sweep of leases and the counts by machine as well: each index more is a
+# page more in every claim's commit.
 _index("ix_tasks_running", tasks.c.orchestrator, tasks.c.machine, where=RUNNING)
+_index(
+    "ix_tasks_parked",
+    tasks.c.parked_by,
+    tasks.c.orchestrator,
+    tasks.c.rank,
+    tasks.c.due_key_us,
+    tasks.c.created_at_us,
+    tasks.c.id,
+    where="parked_by IS NOT NULL",
+)
 _index("ix_tasks_line", tasks.c.rank, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
 _index("ix_tasks_created", tasks.c.created_at_us, tasks.c.id)
 _index("ix_tasks_status", tasks.c.status, tasks.c.orchestrator)
@@ -179,7 +216,11 @@ attempts = sa.Table(
     sa.PrimaryKeyConstraint("task", "attempt"),
     sa.CheckConstraint("(ended_at_us IS NULL) = (outcome IS NULL)", name="ended_has_an_outcome"),
     sa.CheckConstraint(f"outcome IS NULL OR {one_of('outcome', OUTCOMES)}", name="outcome"),
+    sqlite_with_rowid=False,
 )
+
+# How long the newest took: what an estimate is made of.
+_index("ix_attempts_done", attempts.c.orchestrator, attempts.c.ended_at_us, where="outcome = 'done'")
 
 task_dependencies = sa.Table(
     "task_dependencies",
@@ -199,6 +240,55 @@ task_tags = sa.Table(
     sa.PrimaryKeyConstraint("tag", "task"),
 )
 _index("ix_task_tags_task", task_tags.c.task)
+
+limit_uses = sa.Table(
+    "limit_uses",
+    metadata,
+    sa.Column("limit_name", sa.Text, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("started_at_us", sa.BigInteger, nullable=False),
+    sa.Column("ended_at_us", sa.BigInteger),
+    sa.PrimaryKeyConstraint("task", "attempt", "limit_name"),
+)
+_index("ix_limit_uses_running", limit_uses.c.limit_name, limit_uses.c.value, where="ended_at_us IS NULL")
+_index("ix_limit_uses_started", limit_uses.c.limit_name, limit_uses.c.value, limit_uses.c.started_at_us)
+_index("ix_limit_uses_ended", limit_uses.c.ended_at_us, where="ended_at_us IS NOT NULL")
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("until_us", sa.BigInteger),
+    sa.PrimaryKeyConstraint("orchestrator", "kind"),
+    sa.CheckConstraint(one_of("kind", HOLDS), name="kind"),
+)
+
+# What finished attempts used, a row for each orchestrator and minute.
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("minute_us", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("usd", sa.Float, nullable=False),
+    sa.PrimaryKeyConstraint("orchestrator", "minute_us"),
+)
+
+# Every moment up to `until_us` was considered: fired, skipped or caught up with.
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("until_us", sa.BigInteger, nullable=False),
+    sa.Column("last_task", sa.Text),
+)
 
 events = sa.Table(
     "events",

@@ -1,11 +1,12 @@
 """SQLite: one writer thread that commits many callers' work at once, and a few readers.
 
     caller ─┐                    ┌ BEGIN IMMEDIATE
-    caller ─┼──▶ bounded queue ──▶ SAVEPOINT fn RELEASE   (each; ROLLBACK TO for the one that raised)
+    caller ─┼──▶ bounded queue ──▶ SAVEPOINT work RELEASE   (each; ROLLBACK TO for the one that raised)
     caller ─┘                    └ COMMIT, one fsync ──▶ every caller gets its answer
 
-While one commit waits for the disk the next batch gathers, so a lone caller waits for nobody and a thousand share an
-fsync. A batch of one needs no savepoint.
+While one commit waits for the disk the next round gathers, so a lone caller waits for nobody and a thousand share an
+fsync. Callers of `write_batched` with the same function share its statements as well: they are one piece of work.
+A round of one piece needs no savepoint.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, event
 from sqlalchemy.pool import NullPool
 
-from orchestrator_fleet.errors import StoreError
-from orchestrator_fleet.store import migrate
+from orchestrator_fleet.errors import StoreDamaged, StoreError, StoreFull
+from orchestrator_fleet.store import jobs, migrate
+from orchestrator_fleet.store.database import Batch, Item
+from orchestrator_fleet.store.jobs import Job, Piece
 
 T = TypeVar("T")
 
 MAX_WAITING = 10_000
-MAX_BATCH = 512
-MAX_BATCH_S = 0.05
+MAX_ROUND = 512
+MAX_ROUND_S = 0.05
 BUSY_TIMEOUT_S = 15
 READERS = 3
 CLOSE_TIMEOUT_S = 30.0
@@ -45,33 +48,24 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA cache_size = -32768",
+    # Pages are written to the file once in so many, and most were written again meanwhile: 32 MiB of log.
+    "PRAGMA wal_autocheckpoint = 8192",
     "PRAGMA temp_store = MEMORY",
 )
-_CURES = (
-    (("not a database",), "it is not a SQLite database; move it away, or name another file"),
-    (("malformed", "corrupt"), "it is damaged; move it away and put back a copy, or start anew without it"),
-    (("disk is full", "database or disk is full"), "the disk is full; make room, nothing that was answered is lost"),
-    (("readonly", "read-only"), "it can't be written; check the owner and mode of the file and its folder"),
-    (("unable to open",), "it can't be opened; check that the folder exists and is yours"),
-    (("locked", "busy"), f"another process has kept it locked for {BUSY_TIMEOUT_S} s; end that one"),
-    (("disk i/o error",), "the disk gives errors; check it (dmesg), then start again"),
+# A start reads every page of a file up to this size, which takes a second on a warm disk; `fleet store check` any.
+MAX_CHECKED_BYTES = 256 << 20
+FULL_BELOW_BYTES = 1 << 20
+
+_DAMAGED = "put back a backup with `fleet store restore`, or move it away to start anew without it"
+_CURES: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
+    (("not a database",), StoreDamaged, f"it is not a SQLite database, or its head is damaged; {_DAMAGED}"),
+    (("malformed", "corrupt"), StoreDamaged, f"it is damaged; {_DAMAGED}"),
+    (("disk is full",), StoreFull, "the disk is full; make room, nothing that was answered is lost"),
+    (("readonly", "read-only"), StoreError, "it can't be written; check the owner and mode of the file and its folder"),
+    (("unable to open",), StoreError, "it can't be opened; check that the folder exists and is yours"),
+    (("locked", "busy"), StoreError, f"another process has kept it locked for {BUSY_TIMEOUT_S} s; end that one"),
+    (("disk i/o error",), StoreError, "the disk gives errors; check it (dmesg), then start again"),
 )
-
-
-class _Job:
-    """One caller's function, and where its answer goes."""
-
-    __slots__ = ("answer", "error", "fn", "loop", "waiter")
-
-    def __init__(
-        self,
-        fn: Callable[[Connection], Any],
-        waiter: asyncio.Future[Any] | Future[Any],
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
-        self.fn, self.waiter, self.loop = fn, waiter, loop
-        self.answer: Any = None
-        self.error: Exception | None = None
 
 
 class SqliteStore:
@@ -88,10 +82,11 @@ class SqliteStore:
         try:
             _make_file(self.path)
             self._connection = _connect(self._engine)
+            _check(self._connection, self.path)
         except (sa.exc.DBAPIError, sqlite3.Error, OSError) as error:
             raise store_error(self.path, error) from error
         self._file = _identity(self.path)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
         self._local = threading.local()
@@ -105,14 +100,21 @@ class SqliteStore:
         """Run `fn` in a transaction; answers after the commit."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[T] = loop.create_future()
-        self._put(_Job(fn, waiter, loop))
+        self._put(Job(fn, waiter, loop))
         return await waiter
 
     def write_sync(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` in a transaction; answers after the commit."""
         waiter: Future[T] = Future()
-        self._put(_Job(fn, waiter, None))
+        self._put(Job(fn, waiter, None))
         return waiter.result()
+
+    async def write_batched(self, fn: Batch[Item, T], item: Item) -> T:
+        """Run `fn` over this item and whichever others wait for it; answers after the commit."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[T] = loop.create_future()
+        self._put(Job(fn, waiter, loop, batched=True, item=item))
+        return await waiter
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot."""
@@ -121,6 +123,9 @@ class SqliteStore:
     def read_sync(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot."""
         return self._submit_read(fn).result()
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Nobody tells: a file of SQLite's has one control plane."""
 
     def close(self) -> None:
         """Write what was accepted, then close."""
@@ -134,7 +139,7 @@ class SqliteStore:
         for connection in self._opened:
             connection.close()
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, job: Job) -> None:
         if self._jobs.qsize() >= MAX_WAITING:
             raise StoreError(f"store: {MAX_WAITING} writes are waiting already; try again in a moment")
         with self._gate:
@@ -145,17 +150,17 @@ class SqliteStore:
     def _write_forever(self) -> None:
         raw = _raw(self._connection)
         while (job := self._jobs.get()) is not None:
-            batch = self._gather(job)
-            rest = [one for one in batch if not one.waiter.cancelled()]
-            while rest:
-                rest = self._commit_some(raw, rest)
-            _answer(batch)
+            gathered = self._gather(job)
+            pieces = jobs.pieces([one for one in gathered if not one.waiter.cancelled()])
+            while pieces:
+                pieces = self._commit_some(raw, pieces)
+            jobs.answer(gathered)
         self._connection.close()
 
-    def _gather(self, first: _Job) -> list[_Job]:
+    def _gather(self, first: Job) -> list[Job]:
         """The first job and those that wait behind it. The mark of the end goes back: it is the last."""
-        batch = [first]
-        while len(batch) < MAX_BATCH:
+        gathered = [first]
+        while len(gathered) < MAX_ROUND:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
@@ -163,32 +168,34 @@ class SqliteStore:
             if job is None:
                 self._jobs.put(None)
                 break
-            batch.append(job)
-        return batch
+            gathered.append(job)
+        return gathered
 
-    def _commit_some(self, raw: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
-        """One transaction with as many of the jobs as fit in MAX_BATCH_S; answers the others.
+    def _commit_some(self, raw: sqlite3.Connection, pieces: list[Piece]) -> list[Piece]:
+        """One transaction with as many of the pieces as fit in MAX_ROUND_S; answers those that are left.
 
-        No error leaves: a caller's own goes to that caller, the database's to all whose work it undid.
+        No error leaves: a caller's own goes to that caller, the database's to all whose work it undid. A piece of many
+        that raised is left as many pieces of one, so that only the culprits hear of it.
         """
-        until = time.monotonic() + MAX_BATCH_S
+        until = time.monotonic() + MAX_ROUND_S
         done = 0
+        again: list[Piece] = []
         try:
             self._check_file()
             raw.execute("BEGIN IMMEDIATE")
-            while done < len(jobs) and (done == 0 or time.monotonic() < until):
+            while done < len(pieces) and (done == 0 or time.monotonic() < until):
                 done += 1
-                _run(self._connection, raw, jobs[done - 1], path=self.path, alone=len(jobs) == 1)
+                again += _run(self._connection, raw, pieces[done - 1], path=self.path, alone=len(pieces) == 1)
             if raw.in_transaction:
                 raw.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 (the writer must outlive whatever the database says; its callers get it)
-            undone = jobs[: done or len(jobs)]
-            for job in undone:
+            undone = pieces[: done or len(pieces)]
+            for job in (job for piece in undone for job in piece):
                 job.error = error if isinstance(error, StoreError) else store_error(self.path, error)
             if raw.in_transaction:
                 raw.rollback()
-            return jobs[len(undone) :]
-        return jobs[done:]
+            return pieces[len(undone) :]
+        return [*pieces[done:], *again]
 
     def _submit_read(self, fn: Callable[[Connection], T]) -> Future[T]:
         if not self._reads.acquire(blocking=False):
@@ -235,58 +242,52 @@ class SqliteStore:
 def store_error(path: Path, error: BaseException) -> StoreError:
     """What the database said, with what to do about it."""
     said = str(getattr(error, "orig", None) or error)
-    cure = next((cure for words, cure in _CURES if any(word in said.lower() for word in words)), "see what it says")
-    return StoreError(f"store {path}: {said}; {cure}")
+    heard = "disk is full" if "disk i/o error" in said.lower() and _is_full(path) else said.lower()
+    for words, kind, cure in _CURES:
+        if any(word in heard for word in words):
+            return kind(f"store {path}: {said}; {cure}")
+    return StoreError(f"store {path}: {said}; see what it says")
 
 
-def _run(connection: Connection, raw: sqlite3.Connection, job: _Job, *, path: Path, alone: bool) -> None:
-    """One caller's function, undone alone when it raises. Raises only when the whole transaction is gone."""
-    if not alone:
-        raw.execute("SAVEPOINT caller")
+def _is_full(path: Path) -> bool:
+    """Whether there is no room where the file is: SQLite calls some of what follows from that an I/O error."""
     try:
-        job.answer = job.fn(connection)
+        room = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return room.f_bavail * room.f_frsize < FULL_BELOW_BYTES
+
+
+def _run(connection: Connection, raw: sqlite3.Connection, piece: Piece, *, path: Path, alone: bool) -> Sequence[Piece]:
+    """Do one piece, undone alone when it raises; answers the pieces to be done instead, if many were in it.
+
+    Raises only when the whole transaction is gone.
+    """
+    if not alone:
+        raw.execute("SAVEPOINT piece")
+    instead: Sequence[Piece] = ()
+    try:
+        jobs.do(connection, piece)
     except Exception as error:
         if not raw.in_transaction:
             raise  # SQLite undid everything by itself, as it may when the disk is full
-        job.error = error if _is_the_callers(error) else store_error(path, error)
+        if len(piece) > 1:
+            instead = [(job,) for job in piece]
+        else:
+            piece[0].error = error if _is_the_callers(error) else store_error(path, error)
+        raw.execute("ROLLBACK" if alone else "ROLLBACK TO piece")
         if alone:
-            raw.execute("ROLLBACK")
-            return
-        raw.execute("ROLLBACK TO caller")
+            return instead
     if not raw.in_transaction:
         raise sqlite3.OperationalError("the transaction ended before its commit")
     if not alone:
-        raw.execute("RELEASE caller")
+        raw.execute("RELEASE piece")
+    return instead
 
 
 def _is_the_callers(error: Exception) -> bool:
     """Whether it tells of the caller's values, and not of the database's state."""
     return not isinstance(error, sa.exc.OperationalError | sqlite3.OperationalError)
-
-
-def _answer(batch: list[_Job]) -> None:
-    """Hand out the answers; one wake-up for each event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop | None, list[_Job]] = {}
-    for job in batch:
-        by_loop.setdefault(job.loop, []).append(job)
-    for loop, jobs in by_loop.items():
-        if loop is None:
-            _deliver(jobs)
-            continue
-        try:
-            loop.call_soon_threadsafe(_deliver, jobs)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            continue
-
-
-def _deliver(jobs: list[_Job]) -> None:
-    for job in jobs:
-        if job.waiter.done():
-            continue
-        if job.error is not None:
-            job.waiter.set_exception(job.error)
-        else:
-            job.waiter.set_result(job.answer)
 
 
 @contextmanager
@@ -305,12 +306,23 @@ def _connect(engine: sa.Engine) -> Connection:
     connection = engine.connect()
     try:
         if not migrate.is_current(connection):
-            with _immediate(_raw(connection)):
+            raw = _raw(connection)
+            with migrate.foreign_keys_off(raw), _immediate(raw):
                 migrate.to_head(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check(connection: Connection, path: Path) -> None:
+    """Raise StoreDamaged when the file's pages do not fit together; a damaged store must not be worked on."""
+    if path.stat().st_size > MAX_CHECKED_BYTES:
+        return
+    (found,) = _raw(connection).execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        connection.close()
+        raise StoreDamaged(f"store {path}: {' '.join(found.split())}; it is damaged; {_DAMAGED}")
 
 
 def _engine(url: sa.URL) -> sa.Engine:

@@ -1,9 +1,8 @@
-"""An open store on a fresh file."""
+"""An open store on a fresh database of either kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.sqlite"
+def url(store_url: str) -> str:
+    return store_url
 
 
 @pytest.fixture
