@@ -82,7 +82,7 @@ def full_fleet() -> Fleet:
         include=["fleet.d/*.yaml"],
         control_plane={"store": "env:STORE", "writes": "propose", "reconcile": "auto", "interval": "90s"},
         machines={
-            "m1": {"labels": {"zone": "a"}, "slots": 4, "root": "/opt/fleet", "cordoned": True},
+            "m1": {"labels": {"zone": "a"}, "slots": 4, "sessions": 8, "root": "/opt/fleet", "cordoned": True},
             "m2": {
                 "address": "ssh://fleet@10.0.0.2:22",
                 "labels": {"zone": "a"},
@@ -340,6 +340,7 @@ def fleets(draw: st.DrawFn, *, protect: bool = False) -> Fleet:
         f"m{n}": {
             "labels": draw(_labels),
             "slots": draw(st.integers(6, 8)),
+            "sessions": draw(st.none() | st.integers(1, 20)),
             "cordoned": n > 1 and draw(st.booleans()),
             "drained": n > 1 and draw(st.booleans()),
         }

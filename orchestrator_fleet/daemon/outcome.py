@@ -9,6 +9,9 @@
 | none left | crashed |
 
 A session that the daemon ended (time limit, cancel, too much output) has that outcome whatever its exit code is.
+One that wrote `{"quota": {"until": "2026-01-05T09:00:00Z"}}` to $FLEET_RESULT and ended by itself has met the end of
+its provider's quota, whatever its exit code is: no try is spent, and neither this task nor any other of the
+orchestrator begins before that moment. Without `until` it is a few minutes.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ import msgspec
 from orchestrator_fleet.daemon.folder import SessionFolder
 from orchestrator_fleet.daemon.output import MAX_OUTPUT_BYTES, last_text
 from orchestrator_fleet.errors import FleetError
-from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, MAX_USED, Finish, Usage
+from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, MAX_USED, Finish, Instant, Usage
 from orchestrator_fleet.wire.nesting import MAX_DEPTH, is_too_deep
 
 DONE, FAILED, FAILED_FOR_GOOD = "done", "failed", "failed_for_good"
-TIMEOUT, CRASHED, CANCELLED = "timeout", "crashed", "cancelled"
+TIMEOUT, CRASHED, CANCELLED, QUOTA = "timeout", "crashed", "cancelled", "quota"
 FLOOD = "flood"
 EXIT_TRY_AGAIN, EXIT_FOR_GOOD = 75, 78
 RESULT_TEXT_BYTES = 4_000
@@ -40,9 +43,14 @@ class ResultInvalid(FleetError):
     """The result file is not what a result must be."""
 
 
+class _Quota(msgspec.Struct, kw_only=True, frozen=True):
+    until: Instant | None = None
+
+
 class _ResultFile(msgspec.Struct, kw_only=True, frozen=True):
-    result: Any
+    result: Any = msgspec.UNSET
     usage: Usage | None = None
+    quota: _Quota | None = None
 
 
 _result_decoder = msgspec.json.Decoder(_ResultFile)
@@ -63,8 +71,13 @@ def read_result(path: Path) -> _ResultFile | None:
         raise ResultInvalid(
             f'$FLEET_RESULT: {error}, got {data[:80]!r}; write JSON: {{"result": ..., "usage": {{...}}}}'
         ) from error
+    if found.result is msgspec.UNSET and found.quota is None:
+        raise ResultInvalid(
+            f"$FLEET_RESULT: missing required field `result`, got {data[:80]!r};"
+            ' write JSON: {"result": ..., "usage": {...}}'
+        )
     _check_usage(found.usage)
-    if is_too_deep(found.result):
+    if found.result is not msgspec.UNSET and is_too_deep(found.result):
         raise ResultInvalid(f"$FLEET_RESULT: nested deeper than {MAX_DEPTH}; make it flatter")
     return found
 
@@ -98,10 +111,13 @@ def conclude(*, task: str, token: str, folder: SessionFolder, cause: str, timeou
     except ResultInvalid as error:
         found, invalid = None, str(error)
     outcome, error_text = _judge(cause=cause, exit_code=exit_code, invalid=invalid, timeout_s=timeout_s)
+    quota = None if found is None or cause or exit_code is None else found.quota
+    if quota is not None:
+        outcome, error_text = QUOTA, "the provider's quota is spent"
     if folder.is_cloning() and outcome != CANCELLED:
         outcome = TIMEOUT if cause == TIMEOUT else CRASHED if exit_code is None else FAILED
         error_text = f"workspace: git could not clone: {error_text}"
-    if outcome in {FAILED, FAILED_FOR_GOOD, CRASHED} and not cause:
+    if outcome in {FAILED, FAILED_FOR_GOOD, CRASHED, QUOTA} and not cause:
         error_text = _with_last_words(error_text, folder)
     result = None
     if outcome == DONE:
@@ -114,6 +130,7 @@ def conclude(*, task: str, token: str, folder: SessionFolder, cause: str, timeou
         result=result,
         error=error_text,
         usage=found.usage if found is not None else None,
+        until=quota.until if quota is not None else None,
     )
 
 

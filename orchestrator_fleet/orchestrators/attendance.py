@@ -1,4 +1,8 @@
-"""Who is there: daemons that come and go, each with its event, and their keys."""
+"""Who is there: daemons that come and go, each with its event, and their keys.
+
+A daemon is connected to one control plane; several may serve the same store. Each writes down, beat by beat, whom it
+hears, and whoever is heard by nobody for MISSED_BEATS is gone: any of them finds that, and one writes it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.orchestrators.access import DAEMON_SCOPES, KnownKey
-from orchestrator_fleet.orchestrators.presence import Seen
-from orchestrator_fleet.store import outbox, presence
+from orchestrator_fleet.orchestrators.presence import BEAT_S, MISSED_BEATS, Seen
+from orchestrator_fleet.store import locks, outbox, presence
 from orchestrator_fleet.store.outbox import Event
 from orchestrator_fleet.store.presence import Presence
 from orchestrator_fleet.store.schema import RUNNING, daemon_keys, tasks
 from orchestrator_fleet.wire.link import Hello
 
 _KEYS = sa.select(daemon_keys)
-_HOLD = (
-    tasks.update()
-    .where(sa.text(RUNNING), tasks.c.lease_until_us < sa.bindparam("until"))
-    .values(lease_until_us=sa.bindparam("until"))
-)
+_RUNNING = sa.select(tasks.c.orchestrator, sa.func.count()).where(sa.text(RUNNING)).group_by(tasks.c.orchestrator)
 
 
 def keys(conn: Connection) -> dict[str, KnownKey]:
@@ -56,6 +57,7 @@ def arrive(conn: Connection, hello: Hello, *, actor: str, now_us: int) -> None:
 
 def leave(conn: Connection, *, orchestrator: str, epoch: str, seen: Seen, reason: str, actor: str, now_us: int) -> bool:
     """A daemon's connection has ended; False when a newer one has taken its place, and nothing is written."""
+    locks.hold(conn, f"presence:{orchestrator}")
     was = presence.find(conn, orchestrator)
     if was is None or was.epoch != epoch or was.gone_at_us is not None:
         return False
@@ -67,7 +69,7 @@ def leave(conn: Connection, *, orchestrator: str, epoch: str, seen: Seen, reason
         charter_version=seen.charter_version or was.charter_version,
         sessions_max=seen.sessions_max,
         sessions=was.sessions,
-        now_us=seen.last_seen_us or now_us,
+        now_us=max(seen.last_seen_us or now_us, was.last_seen_us),
     )
     presence.gone(conn, orchestrator=orchestrator, epoch=epoch, now_us=now_us)
     data = {"reason": reason, "sessions": seen.sessions}
@@ -76,7 +78,7 @@ def leave(conn: Connection, *, orchestrator: str, epoch: str, seen: Seen, reason
 
 
 def all_gone(conn: Connection, *, reason: str, now_us: int) -> int:
-    """Nobody is connected, as the control plane has just started; answers how many seemed to be."""
+    """Nobody is connected, as the only control plane has just started; answers how many seemed to be."""
     here = [one for one in presence.everybody(conn) if one.gone_at_us is None]
     for one in here:
         leave(
@@ -91,22 +93,44 @@ def all_gone(conn: Connection, *, reason: str, now_us: int) -> int:
     return len(here)
 
 
-def hold_leases(conn: Connection, *, until_us: int) -> int:
-    """Let no running attempt's lease end before `until_us`; answers how many would have."""
-    return conn.execute(_HOLD, {"until": until_us}).rowcount
+def beat(conn: Connection, links: Mapping[str, Seen], *, now_us: int) -> list[str]:
+    """Write down whom this control plane hears, and who is silent; answers those that are gone by that."""
+    presence.beat(
+        conn,
+        (
+            (name, seen.last_seen_us or now_us, seen.sessions_max, seen.generation or "", seen.charter_version or "")
+            for name, seen in links.items()
+        ),
+    )
+    before_us = now_us - round(MISSED_BEATS * BEAT_S * SECOND_US)
+    return [
+        one.orchestrator
+        for one in presence.silent(conn, before_us=before_us)
+        if one.orchestrator not in links
+        and leave(
+            conn,
+            orchestrator=one.orchestrator,
+            epoch=one.epoch,
+            seen=_seen(one),
+            reason="nobody has heard of it",
+            actor="system",
+            now_us=now_us,
+        )
+    ]
 
 
 def last_seen(conn: Connection) -> Mapping[str, Seen]:
-    """What is known of every orchestrator that ever connected, by name; who is connected, the links say."""
-    return {one.orchestrator: _seen(one) for one in presence.everybody(conn)}
+    """What is known of every orchestrator that ever connected, by name; of those connected here, links know more."""
+    running: dict[str, int] = dict(conn.execute(_RUNNING).tuples().all())
+    return {one.orchestrator: _seen(one, sessions=running.get(one.orchestrator, 0)) for one in presence.everybody(conn)}
 
 
-def _seen(one: Presence) -> Seen:
+def _seen(one: Presence, *, sessions: int | None = None) -> Seen:
     return Seen(
-        connected=False,
+        connected=one.gone_at_us is None,
         last_seen_us=one.last_seen_us,
         sessions_max=one.sessions_max,
-        sessions=len(one.sessions),
+        sessions=len(one.sessions) if sessions is None else sessions,
         generation=one.generation,
         charter_version=one.charter_version,
         since_us=one.gone_at_us or one.connected_at_us,

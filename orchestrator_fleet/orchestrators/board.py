@@ -13,6 +13,8 @@ from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.orchestrators import attendance
 from orchestrator_fleet.orchestrators.presence import Seen
 from orchestrator_fleet.store.schema import attempts, tasks
+from orchestrator_fleet.tasks import holds
+from orchestrator_fleet.tasks.holds import Hold
 
 OPEN = ("TODO", "IN_PROGRESS", "BLOCKED")
 
@@ -47,10 +49,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """Work and last presence of orchestrators, by name, as of one moment."""
+    """Work, last presence and holds of orchestrators, by name, as of one moment."""
 
     work: Mapping[str, Work]
     seen: Mapping[str, Seen]
+    held: Mapping[str, Sequence[Hold]]
 
 
 def look(conn: Connection, names: Sequence[str], *, now_us: int) -> Board:
@@ -74,4 +77,4 @@ def look(conn: Connection, names: Sequence[str], *, now_us: int) -> Board:
                 "tokens": None,
             }
         )
-    return Board(work=work, seen=attendance.last_seen(conn))
+    return Board(work=work, seen=attendance.last_seen(conn), held=holds.find_all(conn, now_us))

@@ -18,7 +18,15 @@ from orchestrator_fleet.render.bundle import SUPERVISORD_CONF, Bundle, Desired, 
 from orchestrator_fleet.render.control import control_bundle
 from orchestrator_fleet.render.placement import place
 from orchestrator_fleet.spec.model import Charter, CommandRunner, Fleet, Runner, Workspace
-from orchestrator_fleet.wire.documents import ControlDoc, OrchestratorDoc, RunnerDoc, WorkspaceDoc, encode, sha256
+from orchestrator_fleet.wire.documents import (
+    ControlDoc,
+    InForce,
+    OrchestratorDoc,
+    RunnerDoc,
+    WorkspaceDoc,
+    encode,
+    sha256,
+)
 
 NOBODY_MOVED: Mapping[str, str] = MappingProxyType({})
 
@@ -35,7 +43,9 @@ def render(fleet: Fleet, *, kept: Mapping[str, str] = NOBODY_MOVED) -> Desired:
     for name in sorted(places):
         residents[places[name]].append(name)
     machines = {machine: shop.machine(machine, names) for machine, names in residents.items()}
-    doc = ControlDoc(fleet=fleet.file.fleet, spec=shop.spec, placements=places, charters=shop.versions)
+    doc = ControlDoc(
+        fleet=fleet.file.fleet, spec=shop.spec, placements=places, charters=shop.versions, limits=shop.in_force()
+    )
     return Desired(fleet=fleet.file.fleet, control=control_bundle(doc), machines=machines)
 
 
@@ -81,6 +91,22 @@ class _Shop:
             programs=programs,
             protected=tuple(name for name in names if orchestrators[name].protect),
         )
+
+    def in_force(self) -> dict[str, InForce]:
+        """What the control plane holds each orchestrator to."""
+        every = {name: self._limits(name) for name in self._fleet.file.orchestrators}
+        return {
+            name: InForce(
+                sessions=within.sessions if self._declares_sessions(name) else None,
+                tokens_per_hour=within.tokens_per_hour,
+            )
+            for name, within in every.items()
+        }
+
+    def _declares_sessions(self, name: str) -> bool:
+        spec = self._fleet.file.orchestrators[name]
+        written = "sessions" in spec.model_fields_set and "max" in spec.sessions.model_fields_set
+        return written or self._fleet.charters[spec.charter].front.limits.sessions is not None
 
     def _charter_of(self, name: str) -> _CharterParts:
         return self._charters[self._fleet.file.orchestrators[name].charter]

@@ -7,11 +7,18 @@ starts goes on into the next day.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+
+from orchestrator_fleet.clock import SECOND_US, from_datetime
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY_MINUTES = 24 * 60
 MAX_WINDOWS = 50
+MAX_DAYS = 15  # spring may swallow one week's only window, and not the next one's too
+_MINUTE_US = 60 * SECOND_US
 _PART = re.compile(
     r"(?:([A-Za-z]{3})(?:\s*-\s*([A-Za-z]{3}))?\s+)?([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})"
 )
@@ -78,3 +85,66 @@ def _day(text: str) -> int:
     if name not in DAYS:
         raise ValueError(f"got the day {text!r}, wanted one of {', '.join(DAYS)}")
     return DAYS.index(name)
+
+
+def is_open_at(windows: tuple[Window, ...], *, timezone: str, now_us: int) -> bool:
+    """Whether the zone's clock on the wall shows a time inside a window."""
+    local = _local(now_us, _zone(timezone))
+    return is_open(windows, weekday=local.weekday(), minute=local.hour * 60 + local.minute)
+
+
+def opens_at(windows: tuple[Window, ...], *, timezone: str, now_us: int) -> int | None:
+    """The first moment from now on at which it is open (microseconds): `now_us` itself when it is.
+
+    The wall's clock decides: a window that begins in the hour that spring skips opens when the clock has jumped over
+    its beginning, and one that lies in the hour that autumn repeats is open twice. None: not within MAX_DAYS.
+    """
+    if is_open_at(windows, timezone=timezone, now_us=now_us):
+        return now_us
+    return _opens_after(windows, timezone, now_us // _MINUTE_US)
+
+
+@lru_cache(maxsize=1_024)
+def _opens_after(windows: tuple[Window, ...], timezone: str, minute: int) -> int | None:
+    """It changes with the minute only: those who ask meanwhile get what is known."""
+    now_us, zone = minute * _MINUTE_US, _zone(timezone)
+    today = _local(now_us, zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    days = [today + timedelta(days=step) for step in range(MAX_DAYS + 1)]
+    begins = {
+        from_datetime((day + timedelta(minutes=window.from_minute)).replace(tzinfo=zone, fold=fold))
+        for day in days
+        for window in windows
+        if day.weekday() in window.days
+        for fold in (0, 1)
+    }
+    candidates = sorted(at_us for at_us in begins | set(_jumps(zone, now_us)) if at_us > now_us)
+    return next((at_us for at_us in candidates if is_open_at(windows, timezone=timezone, now_us=at_us)), None)
+
+
+def _jumps(zone: tzinfo, from_us: int) -> Iterator[int]:
+    """The minutes within MAX_DAYS at which the wall's clock jumps."""
+    for day in range(MAX_DAYS + 1):
+        early, late = from_us // _MINUTE_US + day * DAY_MINUTES, from_us // _MINUTE_US + (day + 1) * DAY_MINUTES
+        if _offset(early, zone) == _offset(late, zone):
+            continue
+        while late - early > 1:
+            middle = (early + late) // 2
+            early, late = (middle, late) if _offset(middle, zone) == _offset(early, zone) else (early, middle)
+        yield late * _MINUTE_US
+
+
+def _offset(minute: int, zone: tzinfo) -> timedelta | None:
+    return _local(minute * _MINUTE_US, zone).utcoffset()
+
+
+def _local(now_us: int, zone: tzinfo) -> datetime:
+    return datetime.fromtimestamp(now_us // SECOND_US, zone)
+
+
+@lru_cache(maxsize=1_024)
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - most fleets keep UTC
+
+    return ZoneInfo(name)

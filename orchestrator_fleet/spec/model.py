@@ -77,6 +77,9 @@ class Machine(Part):
     )
     labels: Labels = Field(default_factory=dict, description="Free words that placement and rollout select by.")
     slots: int = Field(8, ge=1, le=1000, description="How many orchestrators may be placed here.")
+    sessions: int | None = Field(
+        None, ge=1, le=1000, description="Sessions at once on this machine, all orchestrators together."
+    )
     root: LinuxPath | None = Field(None, description="Where the machine keeps its generations (absolute).")
     identity: Reference | None = Field(None, description="The SSH key to use, as file:PATH.")
     host_key: Text | None = Field(None, description="The machine's pinned SSH host key, as in known_hosts.")

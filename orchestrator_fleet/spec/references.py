@@ -23,6 +23,8 @@ _PERSON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _SSH_PORT = ":22"
 _CRON_FIELDS = 5
 _TASK_INPUT = expressions.TASK_FIELDS
+# What a task's `route` says when no rule has sent it: see tasks.routing.
+_NOT_BY_RULE = frozenset({"explicit", "assigned"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +251,9 @@ def _routing(file: FleetFile, declared: Declared) -> Iterator[Finding]:
             yield Finding(path=(*at, "name"), problem=problem, hint=advice)
         elif "routing" not in declared.mended and _takes_all(route):
             catches_all = route.name
+        if route.name in _NOT_BY_RULE:
+            problem = f"got {route.name}, which tasks say that no rule has sent"
+            yield Finding(path=(*at, "name"), problem=problem, hint="give it another name")
         yield from _expression((*at, "when"), route.when, expressions.TASK_ROOTS)
         yield from _expression((*at, "key"), route.key, expressions.TASK_ROOTS)
         yield from _target(file, declared, (*at, "to"), route.to)
@@ -409,10 +414,12 @@ def _parse_cron(text: str) -> None:
     if fields != _CRON_FIELDS:
         raise ValueError(f"got {shown(text)}, {fields} fields, wanted five: minute hour day month weekday")
     try:
-        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
+        first = next(CronSim(text, datetime(2026, 1, 1, tzinfo=UTC)), None)
     except CronSimError as error:
         problem = str(error)
         raise ValueError(f"got {shown(text)}: {problem[:1].lower()}{problem[1:]}; see `man 5 crontab`") from None
+    if first is None:
+        raise ValueError(f"got {shown(text)}, which never comes; see `man 5 crontab`")
 
 
 def _time_zone(path: Path, name: str) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What people (and rules) do to a task: cancel, block, unblock, assign, edit, retry, purge, say how it goes.
+"""What people (and rules) do to a task: cancel, block, unblock, approve, assign, edit, retry, purge, say how it goes.
 
 Each takes the running attempt away from its holder where the change needs that, and answers it as `Stopped`, so that
 the caller can tell the daemon.
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet.errors import Conflict, Invalid, InvalidTransition
 from orchestrator_fleet.store.schema import task_dependencies, tasks
-from orchestrator_fleet.tasks import create, dependencies, lease, line, rows, transitions
+from orchestrator_fleet.tasks import attempts, create, dependencies, lease, line, rows, transitions
 from orchestrator_fleet.tasks.dispatch import Dispatch
 from orchestrator_fleet.tasks.task import FINAL, BlockedReason, Changed, NewTask, Status, TaskRow
 
@@ -34,6 +34,7 @@ EDITABLE = frozenset(
     }
 )
 
+_APPROVABLE = ", ".join(sorted(reason for reason in transitions.APPROVABLE if reason))
 _PURGE = tasks.delete().where(tasks.c.id == sa.bindparam("key"))
 _NEEDED_BY = sa.select(task_dependencies.c.task).where(task_dependencies.c.depends_on == sa.bindparam("key")).limit(1)
 
@@ -64,18 +65,27 @@ def unblock(conn: Connection, *, task_id: str, reason: str | None, actor: str, n
     """BLOCKED -> TODO. Dependencies that were cancelled are waived; Conflict while others are open."""
     task = rows.get_to_change(conn, task_id)
     change = transitions.unblocked(task, now_us=now_us)
-    values = dict(change.values)
-    waiting, cancelled = dependencies.open_ones(conn, task.depends_on)
-    if waiting:
-        raise Conflict(
-            "dependency_unmet",
-            f"{task.id}: it waits for {', '.join(waiting[: dependencies.NAMED])}; complete or cancel those first",
-        )
-    if cancelled:
-        values["depends_on"] = [one for one in task.depends_on if one not in cancelled]
-        dependencies.rewrite(conn, task.id, values["depends_on"])
-    after = rows.apply(conn, task, transitions.Change(values), now_us=now_us)
-    rows.tell(conn, "task_unblocked", after, actor=actor, now_us=now_us, reason=reason)
+    return _free(conn, task, change, "task_unblocked", reason=reason, actor=actor, now_us=now_us)
+
+
+def approve(conn: Connection, *, task_id: str, reason: str | None, actor: str, now_us: int) -> TaskRow:
+    """BLOCKED -> TODO, by somebody's yes; a task that a spent budget holds may go past it from then on.
+
+    Conflict `not_awaiting_approval` when nobody's yes is awaited, `dependency_unmet` as for `unblock`.
+    """
+    task = rows.get_to_change(conn, task_id)
+    _refuse_not_awaiting(task)
+    change = transitions.approved(task, now_us=now_us)
+    return _free(conn, task, change, "task_approved", reason=reason, actor=actor, now_us=now_us)
+
+
+def reject(conn: Connection, *, task_id: str, reason: str | None, actor: str, now_us: int) -> TaskRow:
+    """BLOCKED -> CANCELLED, by somebody's no. Conflict `not_awaiting_approval` when nobody's is awaited."""
+    task = rows.get_to_change(conn, task_id)
+    _refuse_not_awaiting(task)
+    after = rows.apply(conn, task, transitions.cancelled(task, now_us=now_us), now_us=now_us)
+    rows.tell(conn, "task_rejected", after, actor=actor, now_us=now_us, reason=reason)
+    dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return after
 
 
@@ -118,18 +128,20 @@ def update_task(
     version: int | None,
     actor: str,
     now_us: int,
+    reason: str | None = None,
 ) -> TaskRow:
     """Change some of EDITABLE; `version` is the one the caller saw (None: whatever it is now).
 
     Conflict `stale` when the task moved on, `final` when it has ended, `in_progress` when a running task would get
     other dependencies. New dependencies may block it, and the end of the last may free it.
     """
+    if "depends_on" in fields:
+        dependencies.hold_edges(conn)
     task = rows.get_to_change(conn, task_id)
     unknown = sorted(fields.keys() - EDITABLE)
     if unknown:
         raise Invalid([(name, "can't be edited") for name in unknown])
-    if version is not None and version != task.version:
-        raise Conflict("stale", f"{task.id}: it is at version {task.version}, got {version}; read it again")
+    _refuse_stale(task, version)
     _refuse_final(task)
     changed = {name: value for name, value in fields.items() if getattr(task, name) != value}
     if not changed:
@@ -137,8 +149,15 @@ def update_task(
     after = rows.apply(conn, task, transitions.Change(_edited(task, changed, now_us)), now_us=now_us)
     if "tags" in changed:
         create.rewrite_tags(conn, after)
-    rows.tell(conn, "task_updated", after, actor=actor, now_us=now_us, fields=sorted(changed))
+    rows.tell(conn, "task_updated", after, actor=actor, now_us=now_us, fields=sorted(changed), reason=reason)
     return _wait_anew(conn, after, actor=actor, now_us=now_us) if "depends_on" in changed else after
+
+
+def at_version(conn: Connection, *, task_id: str, version: int | None) -> TaskRow:
+    """The task, held until the end of the transaction; Conflict `stale` unless it is at `version` (None: any)."""
+    task = rows.get_to_change(conn, task_id)
+    _refuse_stale(task, version)
+    return task
 
 
 def set_status(
@@ -215,8 +234,35 @@ def purge(conn: Connection, *, task_id: str, actor: str, now_us: int) -> None:
     rows.tell(conn, "task_purged", task, actor=actor, now_us=now_us)
 
 
+def _free(
+    conn: Connection,
+    task: TaskRow,
+    change: transitions.Change,
+    kind: str,
+    *,
+    reason: str | None,
+    actor: str,
+    now_us: int,
+) -> TaskRow:
+    """BLOCKED -> TODO by `change`, with the event `kind`, unless it waits for others."""
+    values = dict(change.values)
+    waiting, cancelled = dependencies.open_ones(conn, task.depends_on)
+    if waiting:
+        raise Conflict(
+            "dependency_unmet",
+            f"{task.id}: it waits for {', '.join(waiting[: dependencies.NAMED])}; complete or cancel those first",
+        )
+    if cancelled:
+        values["depends_on"] = [one for one in task.depends_on if one not in cancelled]
+        dependencies.rewrite(conn, task.id, values["depends_on"])
+    after = rows.apply(conn, task, transitions.Change(values), now_us=now_us)
+    rows.tell(conn, kind, after, actor=actor, now_us=now_us, reason=reason)
+    return after
+
+
 def _edited(task: TaskRow, changed: Mapping[str, Any], now_us: int) -> dict[str, Any]:
-    values = dict(changed)
+    # Limits go by what a task says: whatever it says now, the next claim looks again.
+    values = {**changed, "parked_by": None}
     if "due_at_us" in changed:
         values["due_key_us"] = line.due_key_us(changed["due_at_us"])
     if "priority" in changed or "available_at_us" in changed:
@@ -250,6 +296,12 @@ def _wait_anew(conn: Connection, task: TaskRow, *, actor: str, now_us: int) -> T
         after = rows.apply(conn, task, change, now_us=now_us)
         rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=condition)
         return after
+    if condition is not None and task.blocked_reason in ("quota", "budget"):
+        # Time alone would put it in line; from now on it waits for more than that.
+        change = transitions.Change({"blocked_reason": "dependency", "condition": condition, "ripens_at_us": None})
+        after = rows.apply(conn, task, change, now_us=now_us)
+        rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=condition)
+        return after
     if condition is not None and waits and condition != task.condition:
         return rows.apply(conn, task, transitions.edited(condition=condition), now_us=now_us)
     return task
@@ -259,9 +311,24 @@ def _end(conn: Connection, task: TaskRow, *, outcome: str, reason: str | None, n
     """Close the running attempt, if one runs. `task` is the row before the change."""
     if task.status != "IN_PROGRESS":
         return None
-    return rows.end_attempt(conn, task, outcome=outcome, now_us=now_us, error=reason)
+    return attempts.end(conn, task, outcome=outcome, now_us=now_us, error=reason)
 
 
 def _refuse_final(task: TaskRow) -> None:
     if task.status in FINAL:
         raise Conflict("final", f"{task.id}: it is {task.status}, which is final; retry it to get a new one")
+
+
+def _refuse_stale(task: TaskRow, version: int | None) -> None:
+    if version is not None and version != task.version:
+        raise Conflict("stale", f"{task.id}: it is at version {task.version}, got {version}; read it again")
+
+
+def _refuse_not_awaiting(task: TaskRow) -> None:
+    if task.status == "BLOCKED" and task.blocked_reason in transitions.APPROVABLE:
+        return
+    what = f"BLOCKED/{task.blocked_reason}" if task.status == "BLOCKED" else task.status
+    raise Conflict(
+        "not_awaiting_approval",
+        f"{task.id}: it is {what}; only tasks BLOCKED for {_APPROVABLE} are approved or rejected",
+    )

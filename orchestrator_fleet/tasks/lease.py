@@ -14,24 +14,63 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import LeaseLost
-from orchestrator_fleet.store.schema import RUNNING, attempts, tasks
-from orchestrator_fleet.tasks import rows, transitions
+from orchestrator_fleet.store import counters, locks
+from orchestrator_fleet.store.schema import RUNNING, tasks
+from orchestrator_fleet.store.schema import attempts as table
+from orchestrator_fleet.store.statement import Statement
+from orchestrator_fleet.tasks import attempts, limits, rows, transitions
 from orchestrator_fleet.tasks.task import Held, TaskRow
 
 MAX_EXPIRED = 500
+STEPPED = "clock_set_back"
+# Between two looks at the clock, and for all control planes to have looked.
+ONE_STEP_US = 3 * SECOND_US
 
-_BEAT = tasks.update().where(tasks.c.id == sa.bindparam("key"), tasks.c.token == sa.bindparam("by"), sa.text(RUNNING))
+_BEAT = Statement(
+    tasks.update().where(tasks.c.id == sa.bindparam("key"), tasks.c.token == sa.bindparam("by"), sa.text(RUNNING)),
+    sets=("lease_until_us",),
+)
 _EXPIRED = (
     sa.select(*rows.COLUMNS)
-    .where(tasks.c.lease_until_us <= sa.bindparam("now"))
-    .order_by(tasks.c.lease_until_us)
+    .where(sa.text(RUNNING), tasks.c.lease_until_us <= sa.bindparam("now"))
     .limit(MAX_EXPIRED)
     .with_for_update(skip_locked=True)
 )
-_NEXT = sa.select(sa.func.min(tasks.c.lease_until_us)).where(sa.text("lease_until_us IS NOT NULL"))
+_NEXT = sa.select(sa.func.min(tasks.c.lease_until_us)).where(sa.text(RUNNING))
+_LENGTHEN = (
+    tasks.update()
+    .where(sa.text(RUNNING), tasks.c.lease_until_us < sa.bindparam("until"))
+    .values(lease_until_us=sa.bindparam("until"))
+)
+_SHORTEN = (
+    tasks.update()
+    .where(
+        sa.text(RUNNING),
+        tasks.c.lease_until_us > sa.bindparam("until"),
+        sa.case((tasks.c.machine == "", 1), else_=0) == sa.bindparam("of_clients"),
+    )
+    .values(lease_until_us=sa.bindparam("until"))
+)
+# What lies further ahead than anything that was timed since the clock was set back.
+_MOVE_LEASES = (
+    tasks.update()
+    .where(sa.text(RUNNING), tasks.c.lease_until_us > sa.bindparam("beyond"))
+    .values(lease_until_us=tasks.c.lease_until_us + sa.bindparam("by", type_=sa.BigInteger))
+)
+# A failed try's wait; what somebody made available at a time of day stays at that time.
+_MOVE_BACKOFFS = (
+    tasks.update()
+    .where(sa.text("wakes_at_us IS NOT NULL"), tasks.c.failures > 0, tasks.c.wakes_at_us > sa.bindparam("beyond"))
+    .values(
+        {
+            column: column + sa.bindparam("by", type_=sa.BigInteger)
+            for column in (tasks.c.wakes_at_us, tasks.c.ripens_at_us, tasks.c.available_at_us)
+        }
+    )
+)
 _RUNNING_THERE = (
-    sa.select(*rows.COLUMNS, attempts.c.holder)
-    .join(attempts, sa.and_(attempts.c.task == tasks.c.id, attempts.c.attempt == tasks.c.attempt))
+    sa.select(*rows.COLUMNS, table.c.holder)
+    .join(table, sa.and_(table.c.task == tasks.c.id, table.c.attempt == tasks.c.attempt))
     .where(
         tasks.c.orchestrator == sa.bindparam("orchestrator"),
         tasks.c.machine == sa.bindparam("machine"),
@@ -39,6 +78,39 @@ _RUNNING_THERE = (
     )
     .with_for_update()
 )
+
+
+def hold_all(conn: Connection, *, until_us: int) -> int:
+    """Let no running attempt's lease end before `until_us`; answers how many would have."""
+    return conn.execute(_LENGTHEN, {"until": until_us}).rowcount
+
+
+def after_step(conn: Connection, *, by_us: int, lease_s: float, longest_s: float, now_us: int) -> None:
+    """The clock was set to `now_us`, and `by_us` from what it was: what was timed before lasts as long as it was meant.
+
+    Set forward, it would end leases whose holders live: they get time for a beat. Set back, it would hold the tasks
+    of the dead, and those that wait after a failure, for as long as it was set back. What was timed after the step is
+    nearer than what is looked for. Several control planes see one step: the first to come moves what is to be moved.
+    """
+    if by_us > 0:
+        hold_all(conn, until_us=now_us + round(lease_s * SECOND_US))
+    elif not _is_moved(conn, now_us):
+        moved = {"by": by_us, "beyond": now_us - by_us - ONE_STEP_US}
+        conn.execute(_MOVE_LEASES, moved)
+        conn.execute(_MOVE_BACKOFFS, moved)
+        limits.move(conn, by_us=by_us, beyond_us=moved["beyond"])
+    for of_clients, seconds in ((0, lease_s), (1, longest_s)):
+        conn.execute(_SHORTEN, {"until": now_us + round(seconds * SECOND_US), "of_clients": of_clients})
+
+
+def _is_moved(conn: Connection, now_us: int) -> bool:
+    """Whether another control plane has seen to this step."""
+    if locks.alone(conn):
+        return False
+    counters.hold(conn, STEPPED)
+    moved = 0 <= now_us - counters.get(conn, STEPPED) < ONE_STEP_US
+    counters.put(conn, STEPPED, now_us)
+    return moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +127,16 @@ def beat(conn: Connection, *, held: Sequence[Held], lease_s: float, now_us: int)
     A beat is not a change of the task: no event is written and no version raised.
     """
     until_us = now_us + round(lease_s * SECOND_US)
-    return tuple(
-        one.task
-        for one in held
-        if conn.execute(_BEAT, {"key": one.task, "by": one.token, "lease_until_us": until_us}).rowcount == 0
-    )
+    # In one order for everybody, as the rows are held together.
+    beats = [{"key": one.task, "by": one.token, "lease_until_us": until_us} for one in sorted(held, key=_task)]
+    if _BEAT.many(conn, beats) == len(beats):
+        return ()
+    lost = {(beat["key"], beat["by"]) for beat in beats if _BEAT.run(conn, beat) == 0}
+    return tuple(one.task for one in held if (one.task, one.token) in lost)
+
+
+def _task(one: Held) -> str:
+    return one.task
 
 
 def heartbeat(conn: Connection, *, task_id: str, token: str, lease_s: float, now_us: int) -> TaskRow:
@@ -124,7 +201,7 @@ def _undelivered(conn: Connection, task: TaskRow, *, actor: str, now_us: int) ->
     """Give back a task whose claim was written down and whose answer was lost on its way."""
     why = "its claim never reached the daemon"
     after = rows.apply(conn, task, transitions.released(task, now_us=now_us), now_us=now_us)
-    run_s = rows.end_attempt(conn, task, outcome="released", now_us=now_us, error=why)
+    run_s = attempts.end(conn, task, outcome="released", now_us=now_us, error=why)
     rows.tell(conn, "task_released", after, actor=actor, now_us=now_us, outcome="released", reason=why, run_s=run_s)
     return after
 
@@ -139,7 +216,7 @@ def take_back(conn: Connection, task: TaskRow, *, why: str, actor: str, now_us: 
     else:
         change = transitions.retried(task, failure, available_at_us=now_us, now_us=now_us)
     after = rows.apply(conn, task, change, now_us=now_us)
-    run_s = rows.end_attempt(conn, task, outcome="lease_lost", now_us=now_us, error=failure.message)
+    run_s = attempts.end(conn, task, outcome="lease_lost", now_us=now_us, error=failure.message)
     rows.tell(conn, "lease_expired", after, actor=actor, now_us=now_us, outcome="lease_lost", reason=why, run_s=run_s)
     if after.status == "BLOCKED":
         rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=after.condition)

@@ -9,21 +9,32 @@ raise is a TaskError of `errors`; the transaction (or the caller's part of it) i
 from __future__ import annotations
 
 from orchestrator_fleet.tasks.change import (
+    approve,
     assign,
+    at_version,
     block,
     cancel,
     progress,
     purge,
+    reject,
     release,
     retry,
     set_status,
     unblock,
     update_task,
 )
-from orchestrator_fleet.tasks.claim import claim, running
-from orchestrator_fleet.tasks.create import create_task, reroute_unrouted
-from orchestrator_fleet.tasks.finish import finish
-from orchestrator_fleet.tasks.lease import beat, expire_leases, heartbeat, next_lease_expiry, reconcile_held
+from orchestrator_fleet.tasks.claim import claim, claim_all
+from orchestrator_fleet.tasks.create import Order, create_all, create_task
+from orchestrator_fleet.tasks.finish import Report, finish, finish_all
+from orchestrator_fleet.tasks.lease import (
+    after_step,
+    beat,
+    expire_leases,
+    heartbeat,
+    hold_all,
+    next_lease_expiry,
+    reconcile_held,
+)
 from orchestrator_fleet.tasks.output import append_log, count_log, read_log
 from orchestrator_fleet.tasks.queries import (
     ahead_in_line,
@@ -37,23 +48,32 @@ from orchestrator_fleet.tasks.queries import (
 from orchestrator_fleet.tasks.ripen import next_available, ripen
 
 __all__ = [
+    "Order",
+    "Report",
+    "after_step",
     "ahead_in_line",
     "append_log",
+    "approve",
     "assign",
+    "at_version",
     "attempts_of",
     "beat",
     "block",
     "cancel",
     "claim",
+    "claim_all",
     "count_by_status",
     "count_events",
     "count_log",
+    "create_all",
     "create_task",
     "events_of",
     "expire_leases",
     "finish",
+    "finish_all",
     "get_task",
     "heartbeat",
+    "hold_all",
     "list_tasks",
     "next_available",
     "next_lease_expiry",
@@ -61,11 +81,10 @@ __all__ = [
     "purge",
     "read_log",
     "reconcile_held",
+    "reject",
     "release",
-    "reroute_unrouted",
     "retry",
     "ripen",
-    "running",
     "set_status",
     "unblock",
     "update_task",

@@ -8,7 +8,7 @@ class), and whoever claims lets ripe rows change first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.tasks.task import PRIORITIES, Priority
@@ -18,8 +18,7 @@ NO_DUE_US = (1 << 63) - 1  # a task without a due date comes after all that have
 _CLASS = {priority: number for number, priority in enumerate(PRIORITIES)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a TODO task stands. `wakes_at_us`: not claimable before; None when it is claimable now."""
 
     rank: int

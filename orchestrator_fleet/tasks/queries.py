@@ -39,21 +39,15 @@ _EVENTS = (
 )
 _COUNT_EVENTS = sa.select(sa.func.count()).select_from(events).where(events.c.task == sa.bindparam("of_task"))
 _ATTEMPTS = sa.select(attempts).where(attempts.c.task == sa.bindparam("of_task")).order_by(attempts.c.attempt)
-_AHEAD = (
-    sa.select(sa.func.count())
-    .select_from(tasks)
-    .where(
-        tasks.c.orchestrator == sa.bindparam("orchestrator"),
-        sa.text(CLAIMABLE),
-        sa.tuple_(tasks.c.rank, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id)
-        < sa.tuple_(
-            sa.bindparam("rank", type_=sa.Integer),
-            sa.bindparam("due", type_=sa.BigInteger),
-            sa.bindparam("created", type_=sa.BigInteger),
-            sa.bindparam("id", type_=sa.Text),
-        ),
-    )
+_BEFORE = sa.tuple_(tasks.c.rank, tasks.c.due_key_us, tasks.c.created_at_us, tasks.c.id) < sa.tuple_(
+    sa.bindparam("rank", type_=sa.Integer),
+    sa.bindparam("due", type_=sa.BigInteger),
+    sa.bindparam("created", type_=sa.BigInteger),
+    sa.bindparam("id", type_=sa.Text),
 )
+_COUNT_OF = sa.select(sa.func.count()).select_from(tasks).where(tasks.c.orchestrator == sa.bindparam("orchestrator"))
+_AHEAD = _COUNT_OF.where(sa.text(CLAIMABLE), _BEFORE)
+_AHEAD_OF_PARKED = _COUNT_OF.where(tasks.c.parked_by == sa.bindparam("at"), sa.text("parked_by IS NOT NULL"), _BEFORE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +55,7 @@ class Filters:
     """What to list; an empty field means any. Several words in one field mean any of them."""
 
     status: tuple[str, ...] = ()
+    blocked_reason: tuple[str, ...] = ()
     priority: tuple[str, ...] = ()
     orchestrator: tuple[str, ...] = ()
     discipline: tuple[str, ...] = ()
@@ -129,6 +124,21 @@ def list_tasks(
     return Page(rows=tuple(TaskRow(*row[:width]) for row in kept), total=total, next_cursor=next_cursor)
 
 
+def ids_of(conn: Connection, *, filters: Filters, after: str = "", limit: int = MAX_LIMIT) -> tuple[list[str], int]:
+    """(ids in their own order that come after `after`, at most `limit`; how many come after it in all)."""
+    where = [*_where(filters), *([tasks.c.id > after] if after else [])]
+    total = conn.execute(sa.select(sa.func.count()).select_from(tasks).where(*where)).scalar_one()
+    found = conn.execute(sa.select(tasks.c.id).where(*where).order_by(tasks.c.id).limit(limit))
+    return [task for (task,) in found], total
+
+
+def still_match(conn: Connection, task_ids: Sequence[str], *, filters: Filters) -> list[str]:
+    """Those of the tasks that match, in the order given."""
+    found = conn.execute(sa.select(tasks.c.id).where(tasks.c.id.in_(task_ids), *_where(filters))) if task_ids else ()
+    matching = {task for (task,) in found}
+    return [task for task in task_ids if task in matching]
+
+
 def events_of(conn: Connection, *, task_id: str, after_seq: int = 0, limit: int = MAX_EVENTS) -> Sequence[Event]:
     """What happened to a task, oldest first. NotFound when there is none such."""
     rows.get(conn, task_id)
@@ -149,10 +159,24 @@ def attempts_of(conn: Connection, task_id: str) -> list[dict[str, Any]]:
 
 def ahead_in_line(conn: Connection, task: TaskRow) -> int | None:
     """How many tasks of its orchestrator are claimed before it; None when it does not stand in line."""
-    if task.status != "TODO" or task.wakes_at_us is not None or task.orchestrator is None:
+    if task.status != "TODO" or task.wakes_at_us is not None or task.parked_by is not None or task.orchestrator is None:
         return None
-    place = {"rank": task.rank, "due": task.due_key_us, "created": task.created_at_us, "id": task.id}
-    return conn.execute(_AHEAD, {"orchestrator": task.orchestrator, **place}).scalar_one()
+    return ahead_of(conn, task, rank=task.rank)
+
+
+def ahead_of(conn: Connection, task: TaskRow, *, rank: int) -> int:
+    """How many tasks of its orchestrator's line are claimed before it, were it there with this rank."""
+    return conn.execute(_AHEAD, _placed(task, rank)).scalar_one()
+
+
+def ahead_of_parked(conn: Connection, task: TaskRow, *, at: str) -> int:
+    """How many tasks of its orchestrator that are parked at the same limit (`limit=value`) come before it."""
+    return conn.execute(_AHEAD_OF_PARKED, {**_placed(task, task.rank), "at": at}).scalar_one()
+
+
+def _placed(task: TaskRow, rank: int) -> dict[str, Any]:
+    place = {"rank": rank, "due": task.due_key_us, "created": task.created_at_us, "id": task.id}
+    return {"orchestrator": task.orchestrator, **place}
 
 
 def count_by_status(conn: Connection, orchestrator: str | None = None) -> dict[str, int]:
@@ -198,6 +222,7 @@ def _where(filters: Filters) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     for column, words in (
         (tasks.c.status, filters.status),
+        (tasks.c.blocked_reason, filters.blocked_reason),
         (tasks.c.priority, filters.priority),
         (tasks.c.orchestrator, filters.orchestrator),
         (tasks.c.discipline, filters.discipline),

@@ -11,11 +11,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from orchestrator_fleet.spec import expressions
 
-EXPLICIT = "explicit"
+EXPLICIT, ASSIGNED = "explicit", "assigned"  # what stands for a rule's name where a task or a person named somebody
+TURNING = frozenset({"round-robin", "weighted"})
+STRATEGIES: Mapping[str, str] = MappingProxyType(
+    {
+        "least-loaded": "the one with the fewest tasks, waiting and running; of equals the first by name",
+        "round-robin": "one after the other, in the order of their names",
+        "weighted": "in turn, each as often as its weight says (1 where there is none), spread evenly",
+        "sticky": "always the same one for the same value of `key`; who joins or leaves moves only his share",
+    }
+)
 MAX_KEY_CHARS = 1_000
 MAX_TURNS = 10_000
 
@@ -54,11 +64,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Considered:
-    """One rule's part in a decision, and why."""
+    """One rule's part in a decision, and why. `among`: whom its target means, where it was asked."""
 
     rule: str
     matched: bool
     reason: str
+    among: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,22 @@ class Decision:
     reason: str
     considered: tuple[Considered, ...] = ()
 
+    @property
+    def condition(self) -> str | None:
+        """What a task says that nobody gets."""
+        if self.orchestrator is not None:
+            return None
+        return f"nobody gets it: {self.reason}; assign it, or add a routing rule"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedTest:
+    """A routing test that got something else: which one (`routing[rule].tests[number]`), and what."""
+
+    rule: int
+    number: int
+    problem: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
@@ -77,7 +104,7 @@ class Router:
 
     rules: tuple[Rule, ...]
     candidates: Mapping[str, Candidate]
-    _tests: tuple[tuple[str, Mapping[str, Any], str], ...] = field(default=(), repr=False)
+    _tests: tuple[tuple[int, int, Mapping[str, Any], str], ...] = field(default=(), repr=False)
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> Router:
@@ -87,7 +114,9 @@ class Router:
             rules=tuple(_rule(route) for route in routing),
             candidates={name: _candidate(name, fields) for name, fields in sorted(spec["orchestrators"].items())},
             _tests=tuple(
-                (route["name"], test["task"], test["expect"]) for route in routing for test in route.get("tests") or []
+                (rule, number, test["task"], test["expect"])
+                for rule, route in enumerate(routing)
+                for number, test in enumerate(route.get("tests") or [])
             ),
         )
 
@@ -96,33 +125,43 @@ class Router:
         return any(rule.strategy == "least-loaded" and rule.orchestrator is None for rule in self.rules)
 
     def route(
-        self, task: Mapping[str, Any], *, load: Mapping[str, int] | None = None, sent: Mapping[str, int] | None = None
+        self,
+        task: Mapping[str, Any],
+        *,
+        load: Mapping[str, int] | None = None,
+        sent: Mapping[str, int] | None = None,
+        with_: str | None = None,
     ) -> Decision:
-        """Decide. `task`: fields as the API shows them; `load`: open tasks by orchestrator; `sent`: tasks by rule."""
-        return route(task, rules=self.rules, candidates=self.candidates, load=load or {}, sent=sent or {})
+        """Decide. `task`: fields as the API shows them; `load`: open tasks by orchestrator; `sent`: tasks by rule.
 
-    def run_tests(self) -> list[str]:
-        """The routing tests written in the spec; one sentence per failure."""
-        failures = []
-        for rule, task, expect in self._tests:
+        `with_`: who has it now, and keeps it where the rule that matches leaves a choice.
+        """
+        known = _Known(candidates=self.candidates, load=load or {}, sent={} if sent is None else sent, with_=with_)
+        return route(task, rules=self.rules, known=known)
+
+    def run_tests(self) -> list[FailedTest]:
+        """The routing tests written in the spec, as if all were idle; those that fail."""
+        failed = []
+        for rule, number, task, expect in self._tests:
             decision = self.route(task)
             if decision.orchestrator != expect:
-                got = decision.orchestrator or "nobody"
-                failures.append(
-                    f"routing.{rule}: the test task {dict(task)} wants {expect},"
-                    f" got {got} by {decision.rule or 'no rule'} ({decision.reason})"
-                )
-        return failures
+                got = f"{decision.orchestrator} by {decision.rule}" if decision.orchestrator else "nobody"
+                problem = f"the test task goes to {got} ({decision.reason}), wanted {expect}"
+                failed.append(FailedTest(rule=rule, number=number, problem=problem))
+        return failed
 
 
-def route(
-    task: Mapping[str, Any],
-    *,
-    rules: Sequence[Rule],
-    candidates: Mapping[str, Candidate],
-    load: Mapping[str, int],
-    sent: Mapping[str, int],
-) -> Decision:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What a rule's choice may depend on beside the task."""
+
+    candidates: Mapping[str, Candidate]
+    load: Mapping[str, int]
+    sent: Mapping[str, int]
+    with_: str | None
+
+
+def route(task: Mapping[str, Any], *, rules: Sequence[Rule], known: _Known) -> Decision:
     """Where `task` goes: its own `orchestrator` if it names one, else by the first rule that matches and has somebody.
 
     A field that is null counts as absent, so `has(task.discipline)` is false without one. An expression that can't be
@@ -131,33 +170,31 @@ def route(
     fields = {"metadata": {}, "tags": [], **{name: value for name, value in task.items() if value is not None}}
     explicit = fields.get("orchestrator")
     if explicit is not None:
-        known = explicit in candidates
-        reason = "the task names it" if known else f"the task names {explicit}, and there is no such orchestrator"
-        return Decision(rule=EXPLICIT, orchestrator=explicit if known else None, reason=reason)
+        there = explicit in known.candidates
+        reason = "the task names it" if there else f"the task names {explicit}, and there is no such orchestrator"
+        return Decision(rule=EXPLICIT, orchestrator=explicit if there else None, reason=reason)
     considered: list[Considered] = []
     for rule in rules:
-        name, reason = _try(rule, fields, candidates, load=load, sent=sent.get(rule.name, 0))
-        considered.append(Considered(rule=rule.name, matched=name is not None, reason=reason))
+        name, reason, among = _try(rule, fields, known)
+        considered.append(Considered(rule=rule.name, matched=name is not None, reason=reason, among=among))
         if name is not None:
             return Decision(rule=rule.name, orchestrator=name, reason=reason, considered=tuple(considered))
     why = "no routing rule matches it" if rules else "there are no routing rules"
     return Decision(rule=None, orchestrator=None, reason=why, considered=tuple(considered))
 
 
-def _try(
-    rule: Rule, fields: Mapping[str, Any], candidates: Mapping[str, Candidate], *, load: Mapping[str, int], sent: int
-) -> tuple[str | None, str]:
-    """(who, why) of one rule."""
+def _try(rule: Rule, fields: Mapping[str, Any], known: _Known) -> tuple[str | None, str, tuple[str, ...]]:
+    """(who, why, of whom) by one rule."""
     if rule.when is not None:
         value, problem = _evaluate(rule.when, fields)
         if problem:
-            return None, f"`when` can't be evaluated: {problem}"
+            return None, f"`when` can't be evaluated: {problem}", ()
         if value is not True:
-            return None, "`when` is false" if value is False else f"`when` gives {value!r}, not true or false"
-    able, problem = _able(rule, fields, candidates)
+            return None, "`when` is false" if value is False else f"`when` gives {value!r}, not true or false", ()
+    able, problem = _able(rule, fields, known.candidates)
     if not able:
-        return None, problem
-    return _choose(rule, fields, able, load=load, sent=sent)
+        return None, problem, ()
+    return *_choose(rule, fields, able, known), able
 
 
 def _able(rule: Rule, fields: Mapping[str, Any], candidates: Mapping[str, Candidate]) -> tuple[tuple[str, ...], str]:
@@ -181,20 +218,21 @@ def _able(rule: Rule, fields: Mapping[str, Any], candidates: Mapping[str, Candid
     return able, f"no orchestrator has {' and '.join(words)}"
 
 
-def _choose(
-    rule: Rule, fields: Mapping[str, Any], able: tuple[str, ...], *, load: Mapping[str, int], sent: int
-) -> tuple[str | None, str]:
+def _choose(rule: Rule, fields: Mapping[str, Any], able: tuple[str, ...], known: _Known) -> tuple[str | None, str]:
     if len(able) == 1:
         return able[0], "the only one it means"
+    if rule.strategy == "sticky":
+        return _sticky(rule, fields, able)
+    if known.with_ in able and (rule.strategy != "weighted" or rule.weights.get(known.with_, 1)):
+        return known.with_, f"it has it already, and is one of the {len(able)} it means"
     match rule.strategy:
         case "round-robin":
-            return able[sent % len(able)], f"turn {sent + 1} of {len(able)} in turn"
+            sent = known.sent.get(rule.name, 0)
+            return able[sent % len(able)], f"turn {sent + 1}: one after the other of {len(able)}"
         case "weighted":
-            return _weighted(rule, able, sent)
-        case "sticky":
-            return _sticky(rule, fields, able)
-    name = min(able, key=lambda one: (load.get(one, 0), one))
-    return name, f"the least loaded of {len(able)}, with {load.get(name, 0)} open tasks"
+            return _weighted(rule, able, known.sent.get(rule.name, 0))
+    name = min(able, key=lambda one: (known.load.get(one, 0), one))
+    return name, f"the least loaded of {len(able)}, with {known.load.get(name, 0)} open tasks"
 
 
 def _weighted(rule: Rule, able: tuple[str, ...], sent: int) -> tuple[str | None, str]:

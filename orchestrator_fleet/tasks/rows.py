@@ -1,11 +1,12 @@
-"""Reading and writing the rows of a task: the one place where a Change becomes SQL, with its event beside it.
+"""Reading and writing the rows of tasks: the one place where a Change becomes SQL, with its event beside it.
 
-Statements are made once and compiled once; the columns that a Change sets are part of SQLAlchemy's cache key.
+What runs at every claim and finish takes many rows at once, and costs a fixed number of statements for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,42 +15,49 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet.errors import Conflict, NotFound
 from orchestrator_fleet.store import outbox
-from orchestrator_fleet.store.schema import attempts, tasks
+from orchestrator_fleet.store.schema import tasks
+from orchestrator_fleet.store.statement import Statement, any_of
 from orchestrator_fleet.tasks import view
 from orchestrator_fleet.tasks.task import Stopped, TaskRow
 from orchestrator_fleet.tasks.transitions import Change
 
 COLUMNS = tuple(tasks.c[name] for name in TaskRow.__struct_fields__)
+_WIDTH = len(COLUMNS)
 
 _ONE = sa.select(*COLUMNS).where(tasks.c.id == sa.bindparam("id"))
-_ONE_TO_CHANGE = _ONE.with_for_update()
-_INSERT = tasks.insert()
+_LOOK = Statement(_ONE)
+_HOLD = Statement(_ONE.with_for_update())
+_HOLD_SOME = Statement(sa.select(*COLUMNS).where(any_of(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update())
+_INSERT = Statement(tasks.insert(), sets=TaskRow.__struct_fields__)
 _UPDATE = tasks.update().where(tasks.c.id == sa.bindparam("key"), tasks.c.version == sa.bindparam("seen"))
-_END_ATTEMPT = (
-    attempts.update()
-    .where(attempts.c.task == sa.bindparam("of_task"), attempts.c.attempt == sa.bindparam("number"))
-    .returning(attempts.c.started_at_us)
-)
 
 
 def read(row: Sequence[Any]) -> TaskRow:
     """A selected row that begins with COLUMNS, as a value."""
-    return TaskRow(*row[: len(COLUMNS)])
+    return TaskRow(*row[:_WIDTH])
 
 
 def get(conn: Connection, task_id: str) -> TaskRow:
     """The task; NotFound when there is none."""
-    return _found(_look(conn, _ONE, task_id), task_id)
+    return _found(conn, _LOOK, task_id)
 
 
 def get_to_change(conn: Connection, task_id: str) -> TaskRow:
     """The task, held until the end of the transaction; NotFound when there is none."""
-    return _found(_look(conn, _ONE_TO_CHANGE, task_id), task_id)
+    return _found(conn, _HOLD, task_id)
 
 
-def insert(conn: Connection, task: TaskRow) -> None:
-    """Write a new task's row."""
-    conn.execute(_INSERT, msgspec.structs.asdict(task))
+def get_all_to_change(conn: Connection, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+    """Those of the tasks that there are, by id, held until the end of the transaction."""
+    wanted = [one for one in task_ids if "\0" not in one]
+    # A list is a table to the database, which costs a lone caller more than its row.
+    found = _HOLD.rows(conn, {"id": wanted[0]}) if len(wanted) == 1 else _HOLD_SOME.rows(conn, {"ids": wanted})
+    return {task.id: task for task in (TaskRow(*row) for row in found)}
+
+
+def insert_all(conn: Connection, new: Sequence[TaskRow]) -> None:
+    """Write new tasks' rows."""
+    _INSERT.many_of(conn, new)
 
 
 def apply(conn: Connection, task: TaskRow, change: Change, *, now_us: int) -> TaskRow:
@@ -59,17 +67,25 @@ def apply(conn: Connection, task: TaskRow, change: Change, *, now_us: int) -> Ta
 
 
 def apply_all(conn: Connection, changes: Sequence[tuple[TaskRow, Change]], *, now_us: int) -> list[TaskRow]:
-    """Write changes that set the same columns, in one statement; Conflict when any task was changed meanwhile."""
-    if not changes:
-        return []
-    stamped = [
-        (task, {**change.values, "updated_at_us": now_us, "version": task.version + 1}) for task, change in changes
-    ]
-    written = conn.execute(_UPDATE, [{**values, "key": task.id, "seen": task.version} for task, values in stamped])
-    if written.rowcount != len(changes):
-        names = ", ".join(task.id for task, _ in changes)
-        raise Conflict("changed_meanwhile", f"{names}: changed by somebody else in the meantime; read again and repeat")
-    return [msgspec.structs.replace(task, **values) for task, values in stamped]
+    """Write changes, a statement for each kind of them; Conflict when any task was changed meanwhile."""
+    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    after = []
+    for task, change in changes:
+        values = {**change.values, "updated_at_us": now_us, "version": task.version + 1}
+        after.append(msgspec.structs.replace(task, **values))
+        kinds.setdefault(tuple(values), []).append({**values, "key": task.id, "seen": task.version})
+    for columns, rows in kinds.items():
+        if _update(columns).many(conn, rows) != len(rows):
+            names = ", ".join(row["key"] for row in rows[:5])
+            raise Conflict(
+                "changed_meanwhile", f"{names}: changed by somebody else in the meantime; read again and repeat"
+            )
+    return after
+
+
+@lru_cache(maxsize=256)
+def _update(columns: tuple[str, ...]) -> Statement:
+    return Statement(_UPDATE, sets=columns)
 
 
 def tell(conn: Connection, kind: str, task: TaskRow, *, actor: str, now_us: int, **data: Any) -> None:
@@ -94,13 +110,6 @@ def event(kind: str, task: TaskRow, *, actor: str, now_us: int, **data: Any) -> 
     )
 
 
-def end_attempt(conn: Connection, task: TaskRow, *, outcome: str, now_us: int, **values: Any) -> float:
-    """Close the running attempt's row; answers how long it ran, in seconds. `task` is the row before the change."""
-    ended = {"of_task": task.id, "number": task.attempt, "outcome": outcome, "ended_at_us": now_us, **values}
-    started_us: int = conn.execute(_END_ATTEMPT, ended).scalar_one()
-    return (now_us - started_us) / 1e6
-
-
 def stopped(task: TaskRow) -> Stopped | None:
     """The attempt that runs now and is about to be ended from outside; None when none runs."""
     if task.status != "IN_PROGRESS" or task.token is None or task.orchestrator is None:
@@ -114,12 +123,9 @@ def stopped(task: TaskRow) -> Stopped | None:
     )
 
 
-def _look(conn: Connection, query: sa.Select[Any], task_id: str) -> sa.Row[Any] | None:
+def _found(conn: Connection, query: Statement, task_id: str) -> TaskRow:
     # PostgreSQL doesn't even look for a text that it could not hold.
-    return None if "\0" in task_id else conn.execute(query, {"id": task_id}).one_or_none()
-
-
-def _found(row: sa.Row[Any] | None, task_id: str) -> TaskRow:
-    if row is None:
+    found = [] if "\0" in task_id else query.rows(conn, {"id": task_id})
+    if not found:
         raise NotFound(f"there is no task {task_id}")
-    return read(row)
+    return TaskRow(*found[0])

@@ -8,6 +8,9 @@
             │  ▼                                        │     ▼
           BLOCKED ◀─────────────────────────────────────┘  CANCELLED   (also from TODO and BLOCKED)
 
+A TODO task may be *parked* (`parked_by`): a claim found it behind a full limit and took it out of line. Whatever
+changes the task puts it back, since its limits may be others now; the next claim looks again.
+
 Each legal change is one function here, so that no caller can set a status and forget a column that goes with it.
 """
 
@@ -17,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from orchestrator_fleet.errors import InvalidTransition
 from orchestrator_fleet.tasks import line
@@ -32,14 +37,17 @@ LEGAL: Mapping[Status, tuple[Status, ...]] = MappingProxyType(
     }
 )
 
+APPROVABLE: frozenset[BlockedReason | None] = frozenset({"approval", "escalation", "budget"})
+
 _OWNED = frozenset(
     {"status", "blocked_reason", "attempt", "failures", "token", "lease_until_us", "started_at_us", "completed_at_us"}
     | {"rank", "waiting_since_us", "wakes_at_us", "ripens_at_us", "version", "updated_at_us"}
+    | {"parked_by", "counts_on", "over_budget"}
 )
+_OWN_TIME: frozenset[BlockedReason | None] = frozenset({"quota", "budget"})  # what time alone unblocks
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """New values of some columns of one task, all that goes with one legal change."""
 
     values: Mapping[str, Any]
@@ -127,8 +135,9 @@ def claimed(
     generation: str | None,
     charter_version: str | None,
     now_us: int,
+    counts_on: list[list[str]] | None = None,
 ) -> Change:
-    """TODO -> IN_PROGRESS: a new attempt holds it."""
+    """TODO -> IN_PROGRESS: a new attempt holds it, and counts on these `[limit, value]`."""
     check(task, "IN_PROGRESS")
     return Change(
         {
@@ -143,6 +152,8 @@ def claimed(
             "started_at_us": task.started_at_us if task.started_at_us is not None else now_us,
             "wakes_at_us": None,
             "ripens_at_us": None,
+            "parked_by": None,
+            "counts_on": counts_on or None,
         }
     )
 
@@ -199,6 +210,27 @@ def blocked(task: TaskRow, *, reason: BlockedReason, condition: str | None) -> C
     return Change(_blocked(reason, condition))
 
 
+def waits_for_quota(task: TaskRow, until_us: int, message: str) -> Change:
+    """IN_PROGRESS -> BLOCKED/quota until `until_us`; no try is spent."""
+    _check_runs(task, "BLOCKED")
+    return Change({**_blocked("quota", message[:MAX_ERROR_CHARS]), "ripens_at_us": until_us})
+
+
+def waits_for_budget(task: TaskRow, until_us: int | None, message: str) -> Change:
+    """TODO or IN_PROGRESS -> BLOCKED/budget, until somebody approves it or, at `until_us`, the budget has room."""
+    check(task, "BLOCKED")
+    return Change({**_blocked("budget", message[:MAX_ERROR_CHARS]), "ripens_at_us": until_us})
+
+
+def approved(task: TaskRow, *, now_us: int) -> Change:
+    """BLOCKED/approval, /escalation or /budget -> TODO, the last of them past any budget from now on."""
+    if task.status != "BLOCKED" or task.blocked_reason not in APPROVABLE:
+        held = f"BLOCKED/{task.blocked_reason}" if task.status == "BLOCKED" else task.status
+        raise InvalidTransition(f"{task.id}: it is {held}, which waits for nobody's approval")
+    change = unblocked(task, now_us=now_us)
+    return Change({**change.values, "over_budget": task.over_budget or task.blocked_reason == "budget"})
+
+
 def unblocked(task: TaskRow, *, now_us: int) -> Change:
     """BLOCKED -> TODO. It joins the line now, and with all its tries if they were spent (a redrive)."""
     if task.status != "BLOCKED":
@@ -212,12 +244,12 @@ def edited(**values: Any) -> Change:
     owned = _OWNED & values.keys()
     if owned:
         raise ValueError(f"edited: {', '.join(sorted(owned))} belong to the transitions; use those")
-    return Change(values)
+    return Change({**values, "parked_by": None})
 
 
 def moved_in_line(task: TaskRow, *, priority: Priority, available_at_us: int | None, now_us: int) -> Change:
     """A change of priority or availability; a TODO task also takes its new place."""
-    values: dict[str, Any] = {"priority": priority, "available_at_us": available_at_us}
+    values: dict[str, Any] = {"priority": priority, "available_at_us": available_at_us, "parked_by": None}
     if task.status == "TODO":
         values |= _place(
             priority=priority,
@@ -229,7 +261,9 @@ def moved_in_line(task: TaskRow, *, priority: Priority, available_at_us: int | N
 
 
 def ripened(task: TaskRow, *, now_us: int) -> Change:
-    """A TODO task whose moment has come wakes, or rises a class."""
+    """A task whose moment has come: TODO wakes, or rises a class; BLOCKED/quota or /budget is TODO again."""
+    if task.status == "BLOCKED" and task.blocked_reason in _OWN_TIME:
+        return Change(_queued(task, available_at_us=task.available_at_us, now_us=now_us))
     if task.status != "TODO":
         raise InvalidTransition(f"{task.id}: it is {task.status}; only TODO tasks stand in line")
     return Change(
@@ -275,6 +309,8 @@ def _queued(
         "condition": None,
         "token": None,
         "lease_until_us": None,
+        "parked_by": None,
+        "counts_on": None,
         **_place(
             priority=task.priority,
             waiting_since_us=task.waiting_since_us if waiting_since_us is None else waiting_since_us,
@@ -285,7 +321,15 @@ def _queued(
 
 
 def _out_of_line(status: Status) -> dict[str, Any]:
-    return {"status": status, "token": None, "lease_until_us": None, "wakes_at_us": None, "ripens_at_us": None}
+    return {
+        "status": status,
+        "token": None,
+        "lease_until_us": None,
+        "wakes_at_us": None,
+        "ripens_at_us": None,
+        "parked_by": None,
+        "counts_on": None,
+    }
 
 
 def _ended(status: Status, now_us: int) -> dict[str, Any]:

@@ -74,17 +74,28 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True):
     protected: tuple[str, ...] = ()
 
 
+class InForce(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What one orchestrator may use: the smaller of what fleet.yaml and its charter declare; None is without limit.
+
+    A default that nobody wrote is the daemon's own, and binds no client that polls.
+    """
+
+    sessions: int | None = None
+    tokens_per_hour: int | None = None
+
+
 class ControlDoc(msgspec.Struct, kw_only=True, frozen=True):
     """`control.json`: what the control plane works by.
 
     `spec` is the whole fleet.yaml, defaults merged, as JSON; `placements`: orchestrator -> machine;
-    `charters`: orchestrator -> charter version.
+    `charters`: orchestrator -> charter version; `limits`: orchestrator -> those in force under its charter.
     """
 
     fleet: str
     spec: dict[str, Any]
     placements: dict[str, str]
     charters: dict[str, str]
+    limits: dict[str, InForce] = {}
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")

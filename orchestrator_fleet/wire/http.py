@@ -20,8 +20,11 @@ MAX_TITLE_CHARS = 500
 MAX_DESCRIPTION_CHARS = 100_000
 MAX_REASON_CHARS = 4_000
 MAX_TAGS = 50
-MAX_DEPENDENCIES = 100
+MAX_DEPENDENCIES = 1_000
 MAX_BATCH = 100
+MAX_BULK = 500
+MAX_WORDS = 100
+MAX_QUERY_CHARS = 500
 MAX_SQL_CHARS = 100_000
 DEFAULT_SQL_ROWS, MAX_SQL_ROWS = 10_000, 100_000
 MAX_PAGE = 100
@@ -35,6 +38,7 @@ NO_NUL = r"^[^\x00]*$"  # PostgreSQL's text can't hold it
 
 Priority = Literal["CRITICAL", "HIGH", "MEDIUM", "LOW"]
 Status = Literal["TODO", "IN_PROGRESS", "BLOCKED", "DONE", "CANCELLED"]
+BlockedReason = Literal["dependency", "approval", "escalation", "quota", "budget", "attempts_exhausted", "manual"]
 Title = Annotated[str, Meta(min_length=1, max_length=MAX_TITLE_CHARS, pattern=NO_NUL)]
 Description = Annotated[str, Meta(max_length=MAX_DESCRIPTION_CHARS, pattern=NO_NUL)]
 Reason = Annotated[str, Meta(max_length=MAX_REASON_CHARS, pattern=NO_NUL)]
@@ -46,6 +50,10 @@ Token = Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL)]
 Instant = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[int, Meta(ge=0, le=31_536_000)]
 Attempts = Annotated[int, Meta(ge=1, le=100)]
+Query = Annotated[str, Meta(max_length=MAX_QUERY_CHARS, pattern=NO_NUL)]
+# No pattern here: msgspec 0.22 frees what it does not own when a text with one is in a union with a list.
+Word = Annotated[str, Meta(max_length=MAX_QUERY_CHARS)]
+Words = Word | Annotated[list[Word], Meta(max_length=MAX_WORDS)]
 
 
 class Body(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +103,48 @@ class AssignTasks(Body, frozen=True):
     reason: Reason = ""
 
 
+class TaskFilter(Body, frozen=True):
+    """Which tasks: the fields of `GET /tasks`, each a word or a list of which any may be."""
+
+    status: Status | Annotated[list[Status], Meta(max_length=MAX_WORDS)] = []
+    blocked_reason: BlockedReason | Annotated[list[BlockedReason], Meta(max_length=MAX_WORDS)] = []
+    priority: Priority | Annotated[list[Priority], Meta(max_length=MAX_WORDS)] = []
+    orchestrator: Words = []
+    discipline: Words = []
+    tag: Words = []
+    q: Query = ""
+    due_before: Instant | None = None
+    due_after: Instant | None = None
+    created_after: Instant | None = None
+
+
+class BulkTasks(Body, frozen=True):
+    """The same done to many tasks: those named, or those that match a filter, at most MAX_BULK a call.
+
+    `cursor` is the `next_cursor` of the call before. `dry_run` says what would happen and changes nothing.
+    """
+
+    action: Literal["cancel", "retry", "assign", "priority"]
+    filter: TaskFilter | None = None
+    task_ids: Annotated[list[TaskId], Meta(min_length=1, max_length=MAX_BULK)] | None = None
+    orchestrator: Name | None = None
+    priority: Priority | None = None
+    reason: Reason = ""
+    dry_run: bool = False
+    cursor: TaskId | None = None
+
+
+class Deactivate(Body, frozen=True):
+    """Let an orchestrator claim nothing, until a time or until it is activated.
+
+    `drain: false` also takes from it what it runs: those tasks go back in line.
+    """
+
+    reason: Reason = ""
+    until: Instant | None = None
+    drain: bool = True
+
+
 class Poll(Body, frozen=True):
     """Claim tasks: wait up to `wait` seconds for the first, take up to `limit`, hold them for `lease_s`."""
 
@@ -134,10 +184,15 @@ class CompleteTask(Body, frozen=True):
 
 
 class Failure(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Why an attempt failed; `retryable: false` spends the remaining attempts."""
+    """Why an attempt failed; `retryable: false` spends the remaining attempts.
+
+    With `quota_until` it has not failed: the provider's quota is spent until then. No attempt is spent, the task waits,
+    and so does all else that its orchestrator would claim.
+    """
 
     message: Annotated[str, Meta(max_length=MAX_REASON_CHARS, pattern=NO_NUL)]
     retryable: bool = True
+    quota_until: Instant | None = None
 
 
 class FailTask(Body, frozen=True):

@@ -18,7 +18,8 @@ The daemon asks (a message with an `id` gets an answer with the same `id`) and t
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +28,8 @@ MAX_FRAME_BYTES = 4 << 20
 MAX_LOG_CHUNK_BYTES = 64 << 10
 MAX_RESULT_BYTES = 1 << 20
 MAX_USED = 10**12  # of any kind of token, or dollars, in one attempt
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Message(msgspec.Struct, kw_only=True, frozen=True, tag_field="type", omit_defaults=True):
@@ -125,7 +128,8 @@ class Finish(_Message, frozen=True, tag="finish"):
     """An attempt ended.
 
     `outcome`: done; failed (retried until the attempts are spent); failed_for_good; timeout; crashed (the session is
-    gone without an exit code); cancelled; released (given back untouched).
+    gone without an exit code); cancelled; released (given back untouched); quota (the provider wants a pause `until`
+    then, or for a while when it does not say: no try is spent, and the orchestrator claims nothing meanwhile).
     """
 
     task: str
@@ -135,6 +139,7 @@ class Finish(_Message, frozen=True, tag="finish"):
     result: Any = None
     error: str = ""
     usage: Usage | None = None
+    until: Instant | None = None
 
 
 class Finished(_Message, frozen=True, tag="finished"):

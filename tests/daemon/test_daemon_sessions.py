@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,47 @@ def test_usage_counts_also_when_the_attempt_failed(plane: ScriptedPlane, machine
         plane, machine, 'printf \'{"result": null, "usage": {"output_tokens": 7}}\' > $FLEET_RESULT; exit 1'
     )
     assert (finish.outcome, finish.usage) == ("failed", wire.Usage(output_tokens=7))
+
+
+@pytest.mark.parametrize(
+    ("made", "until_us"),
+    [
+        ('{"quota": {"until": "2026-01-05T10:00:00+01:00"}}', "2026-01-05T09:00:00+00:00"),
+        ('{"quota": {}, "usage": {"usd": 0.5}}', None),
+        ('{"quota": {}, "result": "half of it"}', None),
+    ],
+)
+@pytest.mark.parametrize("exit_code", [0, 1, 75])
+def test_a_session_whose_providers_quota_is_spent_has_not_failed(
+    plane: ScriptedPlane, machine: LivingMachine, *, made: str, until_us: str | None, exit_code: int
+) -> None:
+    """Whatever its exit code; it says until when, or leaves that to the control plane."""
+    finish = run_one(plane, machine, f"echo '{made}' > $FLEET_RESULT; echo 429 >&2; exit {exit_code}")
+    assert (finish.outcome, finish.exit_code, finish.result) == ("quota", exit_code, None)
+    assert finish.error == "the provider's quota is spent; stderr ends: 429"
+    assert finish.until == (None if until_us is None else datetime.fromisoformat(until_us))
+    assert (finish.usage is not None) == ("usage" in made)
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [('{"quota": {"until": "soon"}}', "$.quota.until"), ('{"quota": {"until": "2026-01-05T09:00:00"}}', "timezone")],
+)
+def test_a_quota_that_ends_at_no_moment_fails_the_attempt(
+    plane: ScriptedPlane, machine: LivingMachine, made: str, error: str
+) -> None:
+    """As any other result that is none."""
+    finish = run_one(plane, machine, f"echo '{made}' > $FLEET_RESULT")
+    assert finish.outcome == "failed"
+    assert error in finish.error
+
+
+def test_a_session_that_ran_too_long_has_that_outcome_whatever_it_says_of_quota(
+    plane: ScriptedPlane, machine: LivingMachine
+) -> None:
+    """What the daemon ended, the daemon explains."""
+    finish = run_one(plane, machine, "echo '{\"quota\": {}}' > $FLEET_RESULT; sleep 60", timeout_s=1.0)
+    assert (finish.outcome, finish.until) == ("timeout", None)
 
 
 def test_too_much_output_ends_the_session(plane: ScriptedPlane, machine: LivingMachine) -> None:

@@ -12,7 +12,7 @@ from orchestrator_fleet.errors import SpecInvalid
 from orchestrator_fleet.render.bundle import Desired
 from orchestrator_fleet.render.fleet import render
 from orchestrator_fleet.spec.model import Fleet
-from orchestrator_fleet.wire.documents import OrchestratorDoc
+from orchestrator_fleet.wire.documents import ControlDoc, InForce, OrchestratorDoc
 
 
 def one(
@@ -50,6 +50,18 @@ def test_the_smaller_of_fleet_yaml_and_the_charter_is_in_force() -> None:
     assert (loose.sessions_max, loose.session_timeout_s, loose.tokens_per_hour) == (4, 3600.0, 99)
     free = document(one())
     assert (free.tokens_per_hour, free.session_memory_bytes, free.usd_per_day) == (None, None, None)
+
+
+def test_the_control_plane_holds_an_orchestrator_to_what_its_daemon_is_told() -> None:
+    """The limits in force stand in both documents."""
+    spec = {"sessions": {"max": 4}, "budget": {"tokens_per_hour": 99}}
+    for front in ({"sessions": 1, "tokens_per_hour": 10}, {"sessions": 9, "tokens_per_hour": 1000}, {}):
+        made = one(spec=spec, limits=front)
+        told = document(made)
+        control = msgspec.json.decode(render(made).control.files["control.json"], type=ControlDoc)
+        assert control.limits == {
+            "vp-1": InForce(sessions=told.sessions_max, tokens_per_hour=told.tokens_per_hour),
+        }
 
 
 def test_safety_becomes_claude_codes_permissions() -> None:

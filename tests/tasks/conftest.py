@@ -1,9 +1,8 @@
-"""An empty desk on a fresh store."""
+"""An empty desk on a fresh store of either kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from desk import Desk
@@ -12,8 +11,8 @@ from orchestrator_fleet.store.database import open_store
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(store_url: str) -> Iterator[Desk]:
     """At 2026-01-01, with two orchestrators and one routing rule."""
-    store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
+    store = open_store(store_url)
     yield Desk(store)
     store.close()

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator_fleet.clock import FrozenClock
 from orchestrator_fleet.store.database import Store
 from orchestrator_fleet.store.outbox import Event
-from orchestrator_fleet.tasks import life
+from orchestrator_fleet.tasks import life, reroute
 from orchestrator_fleet.tasks.backoff import RetryPolicy
 from orchestrator_fleet.tasks.dispatch import Dispatch
 from orchestrator_fleet.tasks.queries import Filters, Page
@@ -80,6 +80,14 @@ class Desk:
         """What a daemon that says hello causes; by default one that was started after the claims."""
         return self._write(
             life.reconcile_held, orchestrator=orchestrator, machine=machine, holder=holder, held=held, lease_s=30.0
+        )
+
+    def route_again(self) -> list[TaskRow]:
+        """Route what nobody has; answers what found somebody."""
+        return self._write(
+            lambda conn, **by: reroute.again(
+                conn, reroute.astray(conn, self.dispatch, rules_changed=False), dispatch=self.dispatch, **by
+            )
         )
 
     def cancel(self, task: TaskRow) -> Changed:

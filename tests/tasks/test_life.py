@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from desk import RETRY, SPEC, Desk, held
+from msgspec.structs import replace
 
 from orchestrator_fleet.errors import Conflict, Invalid, InvalidTransition, LeaseLost, NotFound
 from orchestrator_fleet.tasks import life
@@ -42,10 +41,10 @@ def test_a_task_that_nobody_takes_is_kept_and_says_so(desk: Desk) -> None:
     assert [t.id for t in desk.page(filters=Filters(unrouted=True)).rows] == [task.id]
     rest = {"name": "rest", "to": {"orchestrator": "vp-a"}}
     desk.dispatch = Dispatch.of_spec({**SPEC, "routing": [rest]})
-    (routed,) = desk._write(life.reroute_unrouted, dispatch=desk.dispatch)
+    (routed,) = desk.route_again()
     assert (routed.orchestrator, routed.route, routed.condition) == ("vp-a", "rest", None)
     assert desk.kinds(task) == ["task_created", "task_routed"]
-    assert desk._write(life.reroute_unrouted, dispatch=desk.dispatch) == []
+    assert desk.route_again() == []
 
 
 def test_the_least_loaded_gets_it_also_within_one_second(desk: Desk) -> None:

@@ -181,7 +181,7 @@ class Life(RuleBasedStateMachine):
             assert event.task is not None
             told[event.task] = event.data["task"]
         assert told == {task: to_json(row) for task, row in found.items()}
-        running = [self.store.read_sync(lambda c, v=vp: life.running(c, v)) for vp in VPS]
+        running = [self.store.read_sync(lambda c, v=vp: life.count_by_status(c, v).get("IN_PROGRESS", 0)) for vp in VPS]
         assert sum(running) == len(self.token)
 
     def _remember(self, task: TaskRow, before: tuple[str, ...] = ()) -> TaskRow:

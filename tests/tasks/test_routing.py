@@ -185,10 +185,37 @@ def test_routing_tests_of_the_spec_say_what_they_wanted_and_got() -> None:
         {"task": {"title": "anything"}, "expect": "vp-cto"},
         {"task": {"discipline": "security"}, "expect": "vp-cto"},
     ]
-    failures = router(BY_DISCIPLINE, {**REST, "tests": tests}).run_tests()
-    assert len(failures) == 1
-    assert "routing.rest" in failures[0]
-    assert "wants vp-cto, got vp-sec by by-discipline" in failures[0]
+    (failed,) = router(BY_DISCIPLINE, {**REST, "tests": tests}).run_tests()
+    assert (failed.rule, failed.number) == (1, 1)
+    assert failed.problem == "the test task goes to vp-sec by by-discipline (the only one it means), wanted vp-cto"
+    (nowhere,) = router({**BY_DISCIPLINE, "tests": tests[:1]}).run_tests()
+    assert nowhere.problem == "the test task goes to nobody (no routing rule matches it), wanted vp-cto"
+
+
+@pytest.mark.parametrize("strategy", ["least-loaded", "round-robin", "weighted"])
+def test_who_has_a_task_keeps_it_where_the_rule_leaves_a_choice(strategy: str) -> None:
+    """Whatever the load or the turn; not when the rule does not mean him."""
+    rule = {"name": "r", "to": {"labels": {"team": "core"}}, "strategy": strategy}
+    for name in ("vp-eng-1", "vp-sec"):
+        decision = to(rule, task={}, with_=name, load={name: 100})
+        assert (decision.orchestrator, decision.reason) == (name, "it has it already, and is one of the 2 it means")
+    assert to(rule, task={}, with_="vp-cto").orchestrator in ("vp-eng-1", "vp-sec")
+    none = {**rule, "strategy": "weighted", "weights": {"vp-sec": 0}}
+    assert to(none, task={}, with_="vp-sec").orchestrator == "vp-eng-1"
+
+
+def test_a_sticky_rule_moves_a_task_to_where_its_key_belongs() -> None:
+    """All of a key with one; that outweighs staying."""
+    rule = {"name": "s", "to": {"labels": {"team": "core"}}, "strategy": "sticky", "key": "task.metadata.repo"}
+    belongs = to(rule, task={"metadata": {"repo": "x"}}).orchestrator
+    for name in ("vp-eng-1", "vp-sec"):
+        assert to(rule, task={"metadata": {"repo": "x"}}, with_=name).orchestrator == belongs
+
+
+def test_a_decision_tells_whom_each_rule_means() -> None:
+    """As `route explain` shows it."""
+    rule = {"name": "core", "to": {"labels": {"team": "core"}}}
+    assert to(SECURITY, rule, task={}).considered[-1].among == ("vp-eng-1", "vp-sec")
 
 
 def test_a_broken_expression_is_found_when_the_router_is_made() -> None:
