@@ -21,10 +21,12 @@ from litestar.openapi.spec import (
     Schema,
 )
 
+from orchestrator_fleet.api import sse
 from orchestrator_fleet.api.door import OPEN_ROUTES
 from orchestrator_fleet.api.problems import MEDIA_TYPE
 
 METHODS = ("get", "put", "post", "delete")
+EVENTS, POLL = "/api/events", "/api/tasks/poll"
 _NAME = "ProblemDetails"
 _TEXT = Schema(type=OpenAPIType.STRING)
 _PROBLEM = Schema(
@@ -63,13 +65,18 @@ def list_problems(document: OpenAPI) -> None:
                 for status, answer in (operation.responses or {}).items()
                 if int(status) < HTTPStatus.BAD_REQUEST
             }
+            empty = answers.get(str(int(HTTPStatus.NO_CONTENT)))
+            if isinstance(empty, OpenAPIResponse):
+                empty.content = None
             for status in _problems_of(method, path, operation):
                 answers[str(int(status))] = _problem(status)
             operation.responses = answers
+            if "Last-Event-ID" in _headers(operation):
+                _list_stream(operation, alone=path == EVENTS)
 
 
 def _problems_of(method: str, path: str, operation: Operation) -> Iterator[HTTPStatus]:
-    names = [one.name for one in operation.parameters or [] if isinstance(one, Parameter)]
+    names = _headers(operation)
     if operation.request_body is not None:
         yield HTTPStatus.BAD_REQUEST
     is_open = (method.upper(), path) in OPEN_ROUTES
@@ -78,16 +85,31 @@ def _problems_of(method: str, path: str, operation: Operation) -> Iterator[HTTPS
         yield HTTPStatus.FORBIDDEN
     if "{" in path:
         yield HTTPStatus.NOT_FOUND
-    if method != "get" and path.startswith("/api/tasks"):
+    changes = method != "get" and ("Idempotency-Key" in names or path.startswith("/api/tasks/"))
+    if changes:
         yield HTTPStatus.CONFLICT
     if "If-Match" in names:
         yield HTTPStatus.PRECONDITION_FAILED
     if operation.request_body is not None:
         yield HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     yield HTTPStatus.UNPROCESSABLE_ENTITY
-    if is_open:
+    if is_open or path == EVENTS:
         yield HTTPStatus.TOO_MANY_REQUESTS
     yield HTTPStatus.SERVICE_UNAVAILABLE
+    if changes or path == POLL:
+        yield HTTPStatus.INSUFFICIENT_STORAGE
+
+
+def _headers(operation: Operation) -> list[str]:
+    return [one.name for one in operation.parameters or [] if isinstance(one, Parameter)]
+
+
+def _list_stream(operation: Operation, *, alone: bool) -> None:
+    """The good answer may be, or is, a stream of server-sent events."""
+    stream = {sse.MEDIA_TYPE: OpenAPIMediaType(schema=_TEXT)}
+    for status, answer in (operation.responses or {}).items():
+        if int(status) < HTTPStatus.BAD_REQUEST and isinstance(answer, OpenAPIResponse):
+            answer.content = stream if alone else {**(answer.content or {}), **stream}
 
 
 def _problem(status: HTTPStatus) -> OpenAPIResponse:

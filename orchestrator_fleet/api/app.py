@@ -12,7 +12,19 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from orchestrator_fleet import __version__
-from orchestrator_fleet.api import answers, attempt_routes, fleet_routes, link, problems, task_routes, vp_routes
+from orchestrator_fleet.api import (
+    answers,
+    attempt_routes,
+    backlog,
+    bulk_routes,
+    event_routes,
+    fleet_routes,
+    link,
+    problems,
+    task_routes,
+    vp_routes,
+    why_routes,
+)
 from orchestrator_fleet.api.asking import OfPlane, refuse_unknown_query
 from orchestrator_fleet.api.door import Door
 from orchestrator_fleet.api.plane import Plane
@@ -28,7 +40,8 @@ async def daemon_link(socket: WebSocket[Any, Any, Any], plane: OfPlane) -> None:
 
 def create_app(plane: Plane) -> Door:
     """The application that serves `plane`."""
-    api = Router(path="/api", route_handlers=[*task_routes.ROUTES, *attempt_routes.ROUTES, *vp_routes.ROUTES])
+    parts = (task_routes, bulk_routes, attempt_routes, event_routes, why_routes, vp_routes, backlog)
+    api = Router(path="/api", route_handlers=[route for part in parts for route in part.ROUTES])
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[api, *fleet_routes.ROUTES, daemon_link],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, get_args
 
@@ -16,33 +16,30 @@ from orchestrator_fleet.api.problems import MissingScope
 from orchestrator_fleet.clock import from_datetime
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.orchestrators.access import KnownKey
-from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE, NO_NUL
-
-MAX_WORDS = 100
-MAX_TEXT_CHARS = 500
+from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE, MAX_QUERY_CHARS, MAX_WORDS, NO_NUL
 
 Asked = Request[KnownKey, KnownKey, Any]
 OfPlane = Annotated[Plane, Dependency(skip_validation=True)]
 Limit = Annotated[int, Parameter(ge=1, le=MAX_PAGE, default=DEFAULT_PAGE, description="Items a page.")]
 Cursor = Annotated[str | None, Parameter(max_length=1_000, description="`next_cursor` of the page before.")]
 Words = Annotated[list[str] | None, Parameter(max_items=MAX_WORDS, description="Repeatable, or separated by commas.")]
-Text = Annotated[str | None, Parameter(max_length=MAX_TEXT_CHARS, pattern=NO_NUL)]
+Text = Annotated[str | None, Parameter(max_length=MAX_QUERY_CHARS, pattern=NO_NUL)]
 Time = Annotated[datetime | None, Parameter(description="RFC 3339.")]
 
-Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]
+Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]
 
 
 def needs(scope: str) -> Guard:
-    """A guard that lets through only keys with `scope`."""
+    """A guard that lets through only keys with `scope`. Async, as Litestar runs others in a thread of their own."""
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         if not connection.scope["auth"].allows(scope):
             raise MissingScope(f"this needs a key with the scope {scope}")
 
     return guard
 
 
-def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """A guard: a filter with a typing error in its name must not list everything."""
     known = handler.parsed_fn_signature.parameters
     unknown = sorted(name for name in connection.query_params if name not in known)
@@ -102,3 +99,9 @@ def version_of(if_match: str | None) -> int | None:
         return None
     text = if_match.strip().removeprefix("W/").strip('"')
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else -1  # noqa: PLR2004 - fits 64 bits
+
+
+def check_known(plane: Plane, orchestrator: str) -> None:
+    """Raise Invalid unless the orchestrator is declared."""
+    if orchestrator not in plane.control.orchestrators:
+        raise Invalid([("orchestrator", f"there is no orchestrator {orchestrator}")])

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from litestar import Response, get, post
-from litestar.params import Parameter
-from litestar.response import Stream
-from sqlalchemy import Connection
 
 from orchestrator_fleet.api import asking, once, work
-from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, needs
+from orchestrator_fleet.api.asking import Asked, OfPlane, needs
 from orchestrator_fleet.api.bodies import JsonBody, from_dict
-from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.task_routes import sequence, shown
+from orchestrator_fleet.api.task_routes import shown
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.tasks import life, view
-from orchestrator_fleet.tasks.output import MAX_READ, Piece
-from orchestrator_fleet.tasks.task import FINAL, TaskRow
 from orchestrator_fleet.wire.http import CompleteTask, FailTask, Heartbeat, Poll, Progress, ReleaseTask, Spent
 from orchestrator_fleet.wire.link import Usage
 
@@ -137,17 +129,22 @@ async def complete(
 async def fail(
     request: Asked, plane: OfPlane, task_id: str, data: FailTask, idempotency_key: once.Key = None
 ) -> Response[dict[str, Any]]:
-    """The attempt failed: tried again after a wait, unless it is for good or the attempts are spent."""
-    outcome = "failed" if data.error.retryable else "failed_for_good"
+    """The attempt failed: tried again after a wait, unless it is for good or the attempts are spent.
+
+    With `error.quota_until` no attempt is spent: the provider's quota is, and all of the orchestrator waits for it.
+    """
+    until_us = asking.instant("error.quota_until", data.error.quota_until)
+    failed = "failed" if data.error.retryable else "failed_for_good"
     return await _finish(
         request,
         plane,
         task_id,
         key=idempotency_key,
         token=data.token,
-        outcome=outcome,
+        outcome=failed if until_us is None else "quota",
         error=data.error.message,
         usage=_usage(data.usage),
+        until_us=until_us,
     )
 
 
@@ -178,110 +175,24 @@ async def progress(
 
 
 async def _finish(
-    request: Asked,
-    plane: Plane,
-    task_id: str,
-    *,
-    key: str | None,
-    token: str,
-    outcome: str,
-    result: Any = None,
-    error: str = "",
-    usage: Usage | None = None,
+    request: Asked, plane: Plane, task_id: str, *, key: str | None, token: str, outcome: str, **more: Any
 ) -> Response[dict[str, Any]]:
-    now_us, actor, dispatch = plane.clock.now_us(), request.auth.actor, plane.control.dispatch
-    roll = random.random()  # noqa: S311 - spreads retries, guards nothing
-
-    def finish(conn: Connection) -> Reply:
-        task = life.finish(
-            conn,
-            task_id=task_id,
-            token=token,
-            outcome=outcome,
-            retry=dispatch.retry(life.get_task(conn, task_id).orchestrator),
-            roll=roll,
-            actor=actor,
-            now_us=now_us,
-            result=result,
-            error=error,
-            usage=usage,
-        )
-        return shown(task)
-
-    return await once.write(request, plane, key, finish)
+    """End the attempt; `more` is what the Report says beside that."""
+    report = life.Report(
+        task_id=task_id,
+        token=token,
+        outcome=outcome,
+        retry_of=plane.control.dispatch.retry,
+        roll=random.random(),  # noqa: S311 - spreads retries, guards nothing
+        actor=request.auth.actor,
+        now_us=plane.clock.now_us(),
+        **more,
+    )
+    return await once.write_batched(request, plane, key, fn=life.finish_all, item=report, reply=shown)
 
 
 def _usage(spent: Spent | None) -> Usage | None:
     return None if spent is None else spent.usage()
 
 
-@get("/tasks/{task_id:str}/log", guards=_READ)
-async def task_log(
-    *,
-    plane: OfPlane,
-    task_id: str,
-    limit: Limit,
-    follow: bool = False,
-    attempt: Annotated[int | None, Parameter(ge=1)] = None,
-    cursor: Cursor = None,
-) -> Response[dict[str, Any]] | Stream:
-    """What the sessions printed, in order of arrival. `follow` streams it as server-sent events until the task ends."""
-    after = sequence(cursor)
-    if follow:
-        await plane.store.read(lambda conn: life.get_task(conn, task_id))
-        stream = _follow(plane, task_id, after, attempt)
-        return Stream(stream, media_type="text/event-stream", headers={**NO_STORE, "X-Accel-Buffering": "no"})
-    _, pieces, total = await plane.store.read(lambda conn: _read(conn, task_id, after, attempt, limit=limit + 1))
-    some = pieces[:limit]
-    next_cursor = str(some[-1].seq) if len(pieces) > limit else None
-    return Response(asking.page([_piece(one) for one in some], limit=limit, total=total, next_cursor=next_cursor))
-
-
-def _read(
-    conn: Connection, task_id: str, after: int, attempt: int | None, *, limit: int
-) -> tuple[TaskRow, Sequence[Piece], int]:
-    """The task, its next pieces and how many there are in all, of one snapshot."""
-    task = life.get_task(conn, task_id)
-    pieces = life.read_log(conn, task_id=task_id, after_seq=after, attempt=attempt, limit=limit)
-    return task, pieces, life.count_log(conn, task_id=task_id, attempt=attempt)
-
-
-def _piece(piece: Piece) -> dict[str, Any]:
-    return {
-        "seq": piece.seq,
-        "at": to_rfc3339(piece.at_us),
-        "attempt": piece.attempt,
-        "stream": piece.stream,
-        "offset": piece.byte_offset,
-        "text": piece.text,
-    }
-
-
-async def _follow(plane: Plane, task_id: str, after: int, attempt: int | None) -> AsyncIterator[bytes]:
-    """Server-sent events: `log` for each piece, `end` when the task is over, a comment while it is quiet."""
-    with plane.readers.waiting(task_id) as woken:
-        while not plane.closing.is_set():
-            woken.clear()
-            task, pieces, _ = await plane.store.read(
-                lambda conn, after=after: _read(conn, task_id, after, attempt, limit=MAX_READ)  # type: ignore[misc] # bound now
-            )
-            for piece in pieces:
-                after = piece.seq
-                yield _sse("log", _piece(piece), seq=piece.seq)
-            if pieces:
-                continue
-            if task.status in FINAL:
-                yield _sse("end", {"status": task.status}, seq=after)
-                return
-            try:
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    await woken.wait()
-            except TimeoutError:
-                yield b": still here\n\n"
-
-
-def _sse(event: str, data: Any, *, seq: int) -> bytes:
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, event.encode(), msgspec.json.encode(data))
-
-
-ROUTES = [poll_by_query, poll, heartbeat, complete, fail, release, progress, task_log]
+ROUTES = [poll_by_query, poll, heartbeat, complete, fail, release, progress]

@@ -1,11 +1,12 @@
 """Request bodies: JSON -> struct, telling every wrong field at once.
 
-msgspec stops at the first error; a client wants them all. So each top-level field is converted by itself,
-strictly (no text that looks like a number), and unknown and missing fields are listed with them.
+msgspec stops at the first error; a client wants them all. So where there is one, each top-level field is converted by
+itself, strictly (no text that looks like a number), and unknown and missing fields are listed with them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Generator
@@ -44,6 +45,9 @@ def from_dict(document: dict[str, Any], kind: type[S], *, strict: bool = True) -
 
     `strict=False` also takes numbers written as text, for query strings.
     """
+    if not is_too_deep(document):
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(document, kind, strict=strict)
     if found := _wrong(document, kind, strict=strict):
         raise Invalid(found[:MAX_ERRORS])
     return msgspec.convert(document, kind, strict=strict)

@@ -12,6 +12,7 @@ import msgspec
 from orchestrator_fleet.errors import FleetError
 from orchestrator_fleet.orchestrators.access import KnownKey, declared
 from orchestrator_fleet.tasks.dispatch import Dispatch
+from orchestrator_fleet.tasks.rules import Rules
 from orchestrator_fleet.wire.documents import CONTROL, ControlDoc
 
 MAX_CONTROL_BYTES = 64 << 20
@@ -21,13 +22,15 @@ MAX_CONTROL_BYTES = 64 << 20
 class Control:
     """One applied generation of the control plane.
 
-    `keys`: those of people and services, by id. `dispatch`: its routing rules and retry policies.
+    `keys`: those of people and services, by id. `dispatch`: its routing rules and retry policies. `rules`: what binds
+    claims.
     """
 
     generation: str
     doc: ControlDoc
     keys: Mapping[str, KnownKey]
     dispatch: Dispatch
+    rules: Rules
 
     @property
     def orchestrators(self) -> Mapping[str, Mapping[str, Any]]:
@@ -59,4 +62,5 @@ def load(root: Path, generation: str) -> Control:
         doc=doc,
         keys=declared(doc.spec.get("keys") or {}),
         dispatch=Dispatch.of_spec(doc.spec),
+        rules=Rules.of_spec(doc.spec, within=doc.limits),
     )

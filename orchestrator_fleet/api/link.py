@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 from orchestrator_fleet import log
 from orchestrator_fleet.api import problems, work
 from orchestrator_fleet.api.plane import POLICY, Plane
+from orchestrator_fleet.clock import from_datetime
 from orchestrator_fleet.errors import FleetError, StoreError, TaskError
 from orchestrator_fleet.orchestrators import attendance
 from orchestrator_fleet.orchestrators.access import KnownKey
@@ -378,13 +379,13 @@ class Link:
         holding = self.held.pop(message.task, None)
         plane = self._plane
         try:
-            task = await plane.store.write(
-                lambda conn: life.finish(
-                    conn,
+            task = await plane.store.write_batched(
+                life.finish_all,
+                life.Report(
                     task_id=message.task,
                     token=message.token,
                     outcome=message.outcome,
-                    retry=plane.control.dispatch.retry(self.orchestrator),
+                    retry_of=plane.control.dispatch.retry,
                     roll=random.random(),  # noqa: S311 - spreads retries, guards nothing
                     actor=self.key.actor,
                     now_us=plane.clock.now_us(),
@@ -392,7 +393,8 @@ class Link:
                     result=message.result,
                     error=message.error,
                     usage=message.usage,
-                )
+                    until_us=None if message.until is None else from_datetime(message.until),
+                ),
             )
         except StoreError:
             if holding is not None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from sqlalchemy import Connection
+
 from orchestrator_fleet import log
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US
-from orchestrator_fleet.errors import FleetError
-from orchestrator_fleet.orchestrators import departed
+from orchestrator_fleet.errors import FleetError, StoreError
 from orchestrator_fleet.store import idempotency
-from orchestrator_fleet.tasks import life
+from orchestrator_fleet.tasks import life, reroute, schedules
+from orchestrator_fleet.tasks.schedules import Schedule
 
 RELOAD_S = 0.5
 SWEEP_S = 1.0
 INGEST_S = 0.5
 FORGET_S = 600.0
+SCHEDULE_S = 1.0
 AGAIN_S, MAX_AGAIN_S, STEADY_S = 1.0, 30.0, 60.0
 
 _log = log.get(__name__)
@@ -52,22 +55,101 @@ async def reload(plane: Plane) -> None:
 
 
 async def in_force(plane: Plane) -> None:
-    """After another generation came into force: keys, links and routes follow it."""
+    """After another generation came into force: keys and links follow it."""
     await plane.reread_daemon_keys()
     plane.end_links()
-    await reroute(plane)
     plane.workers.wake_all()
 
 
-async def reroute(plane: Plane) -> None:
-    """Route again what nobody has, or what is of an orchestrator that is gone."""
+async def route_again(plane: Plane) -> None:
+    """Follow the routing rules: after each change of them, what has not started goes where it belongs now."""
+    routed_by = None
+    while True:
+        if plane.control.dispatch is not routed_by:
+            routed_by = plane.control.dispatch
+            await route_astray(plane)
+        await asyncio.sleep(RELOAD_S)
+
+
+async def route_astray(plane: Plane) -> None:
+    """Route again what nobody has, what is of an orchestrator that is gone, and, under new rules, what may be moved.
+
+    In batches, between which others write. Ends early when other rules came into force: those begin anew.
+    """
     dispatch = plane.control.dispatch
+
+    def look(conn: Connection) -> tuple[bool, list[str]]:
+        settled = reroute.are_settled(conn, dispatch)
+        return settled, reroute.astray(conn, dispatch, rules_changed=not settled)
+
+    # As a write, it comes after the writes that were routed by the rules before.
+    settled, task_ids = await plane.store.write(look)
+    moved = 0
+    for start in range(0, len(task_ids), reroute.BATCH):
+        batch, now_us = task_ids[start : start + reroute.BATCH], plane.clock.now_us()
+        moved += len(
+            await plane.store.write(
+                lambda conn, batch=batch, now_us=now_us: reroute.again(conn, batch, dispatch=dispatch, now_us=now_us)  # type: ignore[misc] # bound now
+            )
+        )
+        plane.pulse.nudge()
+        if plane.control.dispatch is not dispatch:
+            return
+    if not settled:
+        await plane.store.write(lambda conn: reroute.settle(conn, dispatch))
+    if moved:
+        _log.info("routed again", tasks=moved, looked_at=len(task_ids))
+
+
+async def follow_schedules(plane: Plane) -> None:
+    """Make the tasks of schedules when their moments come.
+
+    Looks at the clock each SCHEDULE_S at least: that is how soon a jump of it, or a new generation, is followed. What
+    is wrong with one schedule is told, and it waits for the next generation; the others go on.
+    """
+    known, declared = None, dict[str, Schedule]()
+    next_us: dict[str, int] = {}
     while True:
         now_us = plane.clock.now_us()
-        await plane.store.write(lambda conn, now_us=now_us: departed.reroute(conn, dispatch=dispatch, now_us=now_us))  # type: ignore[misc] # bound now
-        plane.pulse.nudge()
-        if not await plane.store.read(lambda conn: departed.left_behind(conn, dispatch)):
-            return
+        if plane.control is not known:
+            known = plane.control
+            declared = {one.name: one for one in schedules.schedules_of(known.doc.spec)}
+            next_us = await _upcoming(plane, list(declared.values()), now_us)
+        for name in [name for name, at_us in next_us.items() if at_us <= now_us]:
+            following_us = await _fire(plane, declared[name])
+            if following_us is None:
+                del next_us[name]
+            else:
+                next_us[name] = following_us
+        left_s = (min(next_us.values(), default=now_us + SECOND_US) - plane.clock.now_us()) / SECOND_US
+        await asyncio.sleep(min(max(left_s, 0.0), SCHEDULE_S))
+
+
+async def _upcoming(plane: Plane, declared: list[Schedule], now_us: int) -> dict[str, int]:
+    await plane.store.write(lambda conn: schedules.forget(conn, declared))
+    found = await plane.store.read(lambda conn: schedules.upcoming(conn, declared, now_us=now_us))
+    for name, at_us in found.items():
+        if isinstance(at_us, ValueError):
+            _log.error("a schedule can't be followed", schedule=name, problem=str(at_us))
+    return {name: at_us for name, at_us in found.items() if isinstance(at_us, int)}
+
+
+async def _fire(plane: Plane, schedule: Schedule) -> int | None:
+    """When it is due next; None when it can't be followed any more, or never comes again."""
+    now_us, dispatch = plane.clock.now_us(), plane.control.dispatch
+    try:
+        fired = await plane.store.write(
+            lambda conn: schedules.fire(conn, schedule=schedule, dispatch=dispatch, now_us=now_us)
+        )
+    except StoreError:
+        raise  # all of them wait for the store
+    except Exception:  # noqa: BLE001 - one schedule must not stop the others
+        _log.exception("a schedule can't be followed", schedule=schedule.name)
+        return None
+    plane.pulse.nudge()
+    for task in fired.made:
+        _log.info("a schedule made a task", schedule=schedule.name, task=task.id)
+    return fired.next_us
 
 
 async def sweep(plane: Plane) -> None:
@@ -83,7 +165,7 @@ async def sweep(plane: Plane) -> None:
         plane.pulse.nudge()
         _log.info("leases ran out", tasks=len(expired))
         if any(task.orchestrator not in plane.control.orchestrators for task in expired):
-            await reroute(plane)
+            await route_astray(plane)
 
 
 async def ingest(plane: Plane) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import MediaType, Response
@@ -20,8 +20,11 @@ from orchestrator_fleet.api.asking import Asked
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.store import idempotency
+from orchestrator_fleet.store.database import Batch, Item
 from orchestrator_fleet.store.idempotency import Answered
 from orchestrator_fleet.wire.http import MAX_IDEMPOTENCY_KEY_CHARS
+
+T = TypeVar("T")
 
 Key = Annotated[
     str | None,
@@ -49,27 +52,64 @@ async def write(
     actor, now_us = request.auth.actor, plane.clock.now_us()
     fingerprint = await _fingerprint(request) if key else ""
 
-    def once(conn: Connection) -> Answered:
-        if key and (before := idempotency.find(conn, actor=actor, key=key, fingerprint=fingerprint)):
-            return before
-        reply = change(conn)
-        answered = Answered(
-            actor=actor,
-            key=key or "",
-            fingerprint=fingerprint,
-            status=reply.status,
-            headers=dict(reply.headers),
-            body="" if reply.content is None else msgspec.json.encode(reply.content).decode(),
-            at_us=now_us,
-        )
-        if key:
-            idempotency.remember(conn, answered)
-        return answered
+    if not key:
+        return _respond(plane, await plane.store.write(change))
 
-    answered = await plane.store.write(once)
+    def once(conn: Connection) -> Reply:
+        if before := idempotency.find(conn, actor=actor, key=key, fingerprint=fingerprint):
+            return Reply(content=msgspec.Raw(before.body.encode()), status=before.status, headers=before.headers)
+        reply = change(conn)
+        body = "" if reply.content is None else msgspec.json.encode(reply.content).decode()
+        idempotency.remember(
+            conn,
+            Answered(
+                actor=actor,
+                key=key,
+                fingerprint=fingerprint,
+                status=reply.status,
+                headers=dict(reply.headers),
+                body=body,
+                at_us=now_us,
+            ),
+        )
+        return reply
+
+    return _respond(plane, await plane.store.write(once))
+
+
+async def write_batched(
+    request: Asked,
+    plane: Plane,
+    key: str | None,
+    *,
+    fn: Batch[Item, T],
+    item: Item,
+    reply: Callable[[T], Reply],
+    then: Callable[[T], None] | None = None,
+) -> Response[dict[str, Any]]:
+    """The same for what many do at once: without a key it shares its transaction's statements with the others.
+
+    `then` is told the answer right after the commit; the pulse tells everybody a moment later, so it may be left out.
+    """
+    if not key:
+        answer = await plane.store.write_batched(fn, item)
+        if then is not None:
+            then(answer)
+        return _respond(plane, reply(answer))
+
+    def alone(conn: Connection) -> Reply:
+        (answer,) = fn(conn, [item])
+        if isinstance(answer, Exception):
+            raise answer
+        return reply(answer)
+
+    return await write(request, plane, key, alone)
+
+
+def _respond(plane: Plane, reply: Reply) -> Response[dict[str, Any]]:
     plane.pulse.nudge()
-    content: Any = answered.body.encode()  # it is JSON already
-    return Response(content, status_code=answered.status, headers=answered.headers, media_type=MediaType.JSON)
+    content: Any = b"" if reply.content is None else msgspec.json.encode(reply.content)
+    return Response(content, status_code=reply.status, headers=dict(reply.headers), media_type=MediaType.JSON)
 
 
 def _check(key: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from orchestrator_fleet import log
 from orchestrator_fleet.api.control import Control, current_generation, load
+from orchestrator_fleet.api.feed import EVERYTHING, Feed
 from orchestrator_fleet.api.history import History
 from orchestrator_fleet.api.pulse import Pulse
 from orchestrator_fleet.api.rate import Rate
@@ -20,9 +21,12 @@ from orchestrator_fleet.orchestrators.access import Denied, KnownKey, check, sti
 from orchestrator_fleet.orchestrators.presence import Seen
 from orchestrator_fleet.store.database import Store
 from orchestrator_fleet.store.outbox import Event
+from orchestrator_fleet.tasks.task import TaskRow
 
 KEYS_REREAD_S = 0.05
 VALIDATE_BURST, VALIDATE_PER_S = 60, 10.0
+# What lets an orchestrator claim again though none of its tasks moved.
+OPENS_LINE = ("limit_freed", "orchestrator_resumed")
 GOING_AWAY, POLICY = 1001, 1008  # WebSocket close codes
 
 _log = log.get(__name__)
@@ -49,8 +53,8 @@ class Plane:
     """What is in force now, and who is connected. All of it belongs to one event loop.
 
     `control` is replaced as a whole when another generation is applied under `control_root`.
-    `workers` wait for tasks, by orchestrator; `readers` for events and output, by task. `moved` is set when something
-    happened that history lacks.
+    `workers` wait for tasks, by orchestrator; `readers` for events and output, by task; `feed` has the newest events,
+    for those who follow them all. `moved` is set when something happened that history lacks.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Plane:
         self._control_root, self._refused = control_root, ""
         self.history, self.machine_root = history, machines
         self.links: dict[str, Connected] = {}
-        self.workers, self.readers = Waiters(), Waiters()
+        self.workers, self.readers, self.feed = Waiters(), Waiters(), Feed()
         self.pulse = Pulse(store, pass_on=self._pass_on)
         self.closing, self.moved = asyncio.Event(), asyncio.Event()
         self.validations = Rate(burst=VALIDATE_BURST, per_s=VALIDATE_PER_S, now_us=clock.now_us)
@@ -134,14 +138,24 @@ class Plane:
         for link in list(self.links.values()):
             link.end(GOING_AWAY, "the control plane is closing; connect again")
 
+    def stands_in_line(self, task: TaskRow) -> None:
+        """Somebody may claim it now."""
+        if task.status == "TODO" and task.orchestrator is not None:
+            self.workers.wake([task.orchestrator])
+
     def _pass_on(self, event: Event) -> None:
         self.moved.set()
+        self.feed.push(event, after=self.pulse.seq)
+        self.readers.wake([EVERYTHING])
         if event.task is None:
+            if event.kind in OPENS_LINE and event.orchestrator:
+                self.workers.wake([event.orchestrator])
             return
         self.readers.wake([event.task])
         task = event.data.get("task", {})
-        if task.get("status") == "TODO" and task.get("orchestrator"):
-            self.workers.wake([task["orchestrator"]])
-        if task.get("status") != "IN_PROGRESS":
-            for link in list(self.links.values()):
-                link.taken_away(event.task, attempt=event.attempt or 0, reason=event.data.get("reason") or event.kind)
+        if task.get("status") == "IN_PROGRESS":
+            return
+        # It stands in line now, or it left a place free.
+        self.workers.wake([name for name in (task.get("orchestrator"), event.orchestrator) if name])
+        for link in list(self.links.values()):
+            link.taken_away(event.task, attempt=event.attempt or 0, reason=event.data.get("reason") or event.kind)

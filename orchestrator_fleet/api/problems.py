@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 
 from orchestrator_fleet import errors, log
 from orchestrator_fleet.history.database import HistoryUnusable
@@ -18,6 +18,9 @@ from orchestrator_fleet.wire.http import FieldError, ProblemDetails
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:orchestrator-fleet:problem:"
 RETRY_AFTER_S = 1
+
+# These pass by themselves, or by somebody's hand: the caller does well to come again.
+_COME_BACK = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE, HTTPStatus.TOO_MANY_REQUESTS)
 
 _log = log.get(__name__)
 
@@ -62,6 +65,7 @@ STATUS_OF: Mapping[type[Exception], int] = {
     QueryInvalid: 422,
     QueryTooLong: 422,
     HistoryUnusable: 503,
+    errors.StoreFull: 507,
     errors.StoreError: 503,
     errors.FleetError: 500,
 }
@@ -103,6 +107,8 @@ def of_error(error: Exception) -> ProblemDetails:
     """The problem that an exception is. Anything not foreseen is a 500 that tells nothing of the inside."""
     if isinstance(error, ValidationException):
         return _of_validation(error)
+    if isinstance(error, InternalServerException) and "disconnected" in error.detail:
+        return details(status=400, code="bad_request", detail="the request ended before its body did")
     if isinstance(error, HTTPException):
         status = error.status_code
         return details(status=status, code=_CODE_OF_STATUS.get(status, "error"), detail=_http_detail(error))
@@ -145,7 +151,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.exception("request failed", request_id=problem.request_id, path=request.scope["path"])
     headers = dict(getattr(error, "headers", None) or {})
-    if problem.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+    if problem.status in _COME_BACK:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     return Response(
         content=msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers

@@ -1,12 +1,14 @@
 """Follows the outbox and tells whoever is concerned: pollers, daemons, readers of logs.
 
 There is one place that wakes: whatever changed a task, and wherever (another route, the sweep of leases, another
-process on the same store), its event passes here. A nudge makes it look at once, else it looks each `LOOK_S`.
+process on the same store), its event passes here. A nudge makes it look at once, ours or that of a database which
+tells of other processes' commits; else it looks each `LOOK_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from orchestrator_fleet.store import outbox
@@ -30,8 +32,15 @@ class Pulse:
         self._nudged.set()
 
     async def start(self) -> None:
-        """Begin after what has already happened."""
+        """Begin after what has already happened; from now on other processes' commits are heard of."""
         self.seq = await self._store.read(outbox.last_seq)
+        loop = asyncio.get_running_loop()
+
+        def heard() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self.nudge)
+
+        self._store.listen(heard)
 
     async def look(self) -> bool:
         """Pass on what is new; whether there may be more."""

@@ -2,7 +2,8 @@
 
     lock ▶ socket ▶ control.json ▶ store ▶ loops + uvicorn ▶ serve.json ▶ ... ▶ signal ▶ links end ▶ history flushed
 
-One process serves one state folder: the lock is flock's, so a killed server never leaves it behind.
+One process serves one state folder: the lock is flock's, so a killed server never leaves it behind. Several, each with
+a folder of its own, may serve one PostgreSQL.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ from sqlalchemy import Connection
 from orchestrator_fleet import log
 from orchestrator_fleet.api import loops
 from orchestrator_fleet.api.app import create_app
+from orchestrator_fleet.api.attend import attend
 from orchestrator_fleet.api.control import Control, current_generation, load
+from orchestrator_fleet.api.govern import govern
 from orchestrator_fleet.api.history import History
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.clock import SECOND_US, SystemClock, to_rfc3339
+from orchestrator_fleet.api.timekeeping import STEP_S, keep_time
+from orchestrator_fleet.clock import SECOND_US, Clock, SteadyClock, to_rfc3339
 from orchestrator_fleet.errors import FleetError, Refused
 from orchestrator_fleet.orchestrators import attendance
 from orchestrator_fleet.orchestrators.presence import LEASE_S
 from orchestrator_fleet.reconcile.control import ensure_published
 from orchestrator_fleet.reconcile.state import State
+from orchestrator_fleet.store import locks, outbox, time
 from orchestrator_fleet.store.database import open_store
+from orchestrator_fleet.tasks import life
+from orchestrator_fleet.wire.http import MAX_LEASE_S
 from orchestrator_fleet.wire.link import MAX_FRAME_BYTES
 
 SHUTDOWN_S = 3
@@ -87,17 +94,19 @@ def _current(state: State) -> Control:
 
 async def _run(state: State, control: Control, listener: socket.socket) -> None:
     store = open_store(state.store_url(control.doc.spec["control_plane"]["store"]))
+    clock = SteadyClock()
     try:
         plane = Plane(
             store=store,
             control=control,
             control_root=state.control_root,
-            clock=SystemClock(),
+            clock=clock,
             history=History(store_url=store.url, path=state.history),
             machines=state.machine_root,
         )
+        clock.set(await store.read(time.now_us))
         await _begin(plane)
-        await _serve(plane, state, listener)
+        await _serve(plane, state, listener, clock)
         try:
             await plane.history.close()
         except FleetError as problem:
@@ -113,15 +122,20 @@ async def _begin(plane: Plane) -> None:
     now_us = plane.clock.now_us()
 
     def tidy(conn: Connection) -> None:
+        # Where another one serves the same store, its daemons are there, and nobody was kept from beating.
+        if not locks.alone(conn):
+            return
         attendance.all_gone(conn, reason="the control plane started anew", now_us=now_us)
-        attendance.hold_leases(conn, until_us=now_us + round(GRACE_S * SECOND_US))
+        if (back_us := outbox.newest_at(conn) - now_us) > STEP_S * SECOND_US:
+            life.after_step(conn, by_us=-back_us, lease_s=LEASE_S, longest_s=MAX_LEASE_S, now_us=now_us)
+        life.hold_all(conn, until_us=now_us + round(GRACE_S * SECOND_US))
 
     await plane.store.write(tidy)
     await plane.pulse.start()
     await loops.in_force(plane)
 
 
-async def _serve(plane: Plane, state: State, listener: socket.socket) -> None:
+async def _serve(plane: Plane, state: State, listener: socket.socket, clock: SteadyClock) -> None:
     server = _Server(
         uvicorn.Config(
             create_app(plane),
@@ -145,14 +159,19 @@ async def _serve(plane: Plane, state: State, listener: socket.socket) -> None:
             ("pulse", plane.pulse.run),
             ("reload", lambda: loops.reload(plane)),
             ("sweep", lambda: loops.sweep(plane)),
+            ("time", lambda: keep_time(plane, clock)),
             ("ingest", lambda: loops.ingest(plane)),
             ("forget", lambda: loops.forget(plane)),
+            ("attend", lambda: attend(plane)),
+            ("govern", lambda: govern(plane)),
+            ("route", lambda: loops.route_again(plane)),
+            ("schedules", lambda: loops.follow_schedules(plane)),
         )
     ]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, plane, server)
-    with _announced(state, listener):
+    with _announced(state, listener, clock):
         await server.serve(sockets=[listener])
     for task in beside:
         task.cancel()
@@ -175,9 +194,9 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _announced(state: State, listener: socket.socket) -> Iterator[None]:
+def _announced(state: State, listener: socket.socket, clock: Clock) -> Iterator[None]:
     """serve.json stands while we listen."""
-    serving = Serving(pid=os.getpid(), url=_url(listener), started=to_rfc3339(SystemClock().now_us()))
+    serving = Serving(pid=os.getpid(), url=_url(listener), started=to_rfc3339(clock.now_us()))
     part = state.serve_file.with_suffix(".part")
     part.write_bytes(msgspec.json.encode(serving) + b"\n")
     part.replace(state.serve_file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from litestar import Response, delete, get, post, put
@@ -16,14 +18,12 @@ from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.api.problems import Forbidden, MissingScope
-from orchestrator_fleet.clock import to_rfc3339
-from orchestrator_fleet.errors import Conflict, Invalid, TaskError
 from orchestrator_fleet.orchestrators.access import KnownKey
-from orchestrator_fleet.store.outbox import Event
+from orchestrator_fleet.store.schema import BLOCKED_REASONS
 from orchestrator_fleet.tasks import life, view
 from orchestrator_fleet.tasks.queries import Filters, Sort
 from orchestrator_fleet.tasks.task import PRIORITIES, STATUSES, NewTask, TaskRow
-from orchestrator_fleet.wire.http import AssignTasks, CreateTask, EditTask, Why
+from orchestrator_fleet.wire.http import CreateTask, EditTask, Why
 
 Order = Literal["asc", "desc"]
 PURGE_SCOPE = "admin"
@@ -32,7 +32,7 @@ _READ, _WRITE = [needs("tasks:read")], [needs("tasks:write")]
 _TIMES = {"due_at": "due_at_us", "available_at": "available_at_us"}
 
 
-def _also(description: str) -> ResponseSpec:
+def also(description: str) -> ResponseSpec:
     """Another good answer, for the OpenAPI document."""
     return ResponseSpec(data_container=dict[str, Any], generate_examples=False, description=description)
 
@@ -54,6 +54,7 @@ async def list_tasks(
     plane: OfPlane,
     limit: Limit,
     status: Words = None,
+    blocked_reason: Words = None,
     priority: Words = None,
     orchestrator: Words = None,
     discipline: Words = None,
@@ -69,6 +70,7 @@ async def list_tasks(
     """Tasks, by default in the order in which they will be claimed."""
     filters = Filters(
         status=asking.words("status", status, among=STATUSES),
+        blocked_reason=asking.words("blocked_reason", blocked_reason, among=BLOCKED_REASONS),
         priority=asking.words("priority", priority, among=PRIORITIES),
         orchestrator=asking.words("orchestrator", orchestrator),
         discipline=asking.words("discipline", discipline),
@@ -96,13 +98,14 @@ async def create_task(
     request: Asked, plane: OfPlane, data: CreateTask, idempotency_key: once.Key = None
 ) -> Response[dict[str, Any]]:
     """Make a task; it is routed at once."""
-    new, dispatch = _new_task(data), plane.control.dispatch
-    actor, now_us = request.auth.actor, plane.clock.now_us()
-    return await once.write(
-        request,
-        plane,
-        idempotency_key,
-        lambda conn: created(life.create_task(conn, new=new, dispatch=dispatch, actor=actor, now_us=now_us)),
+    order = life.Order(
+        new=_new_task(data),
+        dispatch=plane.control.dispatch,
+        actor=request.auth.actor,
+        now_us=plane.clock.now_us(),
+    )
+    return await once.write_batched(
+        request, plane, idempotency_key, fn=life.create_all, item=order, reply=created, then=plane.stands_in_line
     )
 
 
@@ -145,13 +148,11 @@ def _edit(
     actor: str,
 ) -> TaskRow:
     now_us = plane.clock.now_us()
-    task = life.get_task(conn, task_id)
-    if version is not None and version != task.version:
-        raise Conflict("stale", f"{task_id}: it is at version {task.version}; read it again")
+    task = life.at_version(conn, task_id=task_id, version=version)
     if fields := _fields(data):
         task = life.update_task(conn, task_id=task_id, fields=fields, version=None, actor=actor, now_us=now_us)
     if data.orchestrator is not UNSET:
-        _check_known(plane, data.orchestrator)
+        asking.check_known(plane, data.orchestrator)
         task = life.assign(
             conn, task_id=task_id, orchestrator=data.orchestrator, reason=None, actor=actor, now_us=now_us
         ).task
@@ -185,40 +186,17 @@ async def delete_task(
     return Response(None, status_code=answer.status_code)
 
 
-@post(
-    "/tasks/assign",
-    guards=_WRITE,
-    dto=JsonBody[AssignTasks],
-    return_dto=None,
-    status_code=200,
-    responses={207: _also("Some tasks could not be given; the results say which and why.")},
-)
-async def assign_tasks(
-    request: Asked, plane: OfPlane, data: AssignTasks, idempotency_key: once.Key = None
+async def _decided(
+    decide: Callable[..., TaskRow], task_id: str, data: Why, *, request: Asked, plane: Plane, key: str | None
 ) -> Response[dict[str, Any]]:
-    """Give tasks to an orchestrator; 207 when some could not be given, which leaves the others given."""
-    _check_known(plane, data.orchestrator)
-    actor, now_us = request.auth.actor, plane.clock.now_us()
+    """What somebody decides about one task, with a reason."""
+    known = {"reason": data.reason or None, "actor": request.auth.actor, "now_us": plane.clock.now_us()}
 
-    def assign(conn: Connection) -> Reply:
-        results = [_assign_one(conn, data, task_id, actor=actor, now_us=now_us) for task_id in _distinct(data.task_ids)]
-        return Reply(content={"results": results}, status=200 if all(one["ok"] for one in results) else 207)
+    def write(conn: Connection) -> Reply:
+        task = decide(conn, task_id=task_id, **known)
+        return shown(task) if task.id == task_id else created(task)
 
-    return await once.write(request, plane, idempotency_key, assign)
-
-
-def _assign_one(conn: Connection, data: AssignTasks, task_id: str, *, actor: str, now_us: int) -> dict[str, Any]:
-    """One task's result. A task that is refused is refused before anything of it is written."""
-    reason = data.reason or None
-    try:
-        life.assign(conn, task_id=task_id, orchestrator=data.orchestrator, reason=reason, actor=actor, now_us=now_us)
-    except TaskError as problem:
-        return {"id": task_id, "ok": False, "error": {"code": problem.code, "message": str(problem)}}
-    return {"id": task_id, "ok": True}
-
-
-def _distinct(words: list[str]) -> list[str]:
-    return list(dict.fromkeys(words))
+    return await once.write(request, plane, key, write)
 
 
 @post("/tasks/{task_id:str}/cancel", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
@@ -230,13 +208,11 @@ async def cancel_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Cancel a task; a running session is ended."""
-    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
-    return await once.write(
-        request,
-        plane,
-        idempotency_key,
-        lambda conn: shown(life.cancel(conn, task_id=task_id, reason=reason, actor=actor, now_us=now_us).task),
-    )
+
+    def cancel(conn: Connection, **known: Any) -> TaskRow:
+        return life.cancel(conn, **known).task
+
+    return await _decided(cancel, task_id, data, request=request, plane=plane, key=idempotency_key)
 
 
 @post(
@@ -245,7 +221,7 @@ async def cancel_task(
     dto=JsonBody[Why],
     return_dto=None,
     status_code=200,
-    responses={201: _also("An ended task became a new one.")},
+    responses={201: also("An ended task became a new one.")},
 )
 async def retry_task(
     request: Asked,
@@ -255,14 +231,8 @@ async def retry_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Do it again: a blocked task goes back in line (200); an ended one becomes a new task (201)."""
-    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
-    dispatch = plane.control.dispatch
-
-    def retry(conn: Connection) -> Reply:
-        task = life.retry(conn, task_id=task_id, dispatch=dispatch, reason=reason, actor=actor, now_us=now_us)
-        return shown(task) if task.id == task_id else created(task)
-
-    return await once.write(request, plane, idempotency_key, retry)
+    retry = partial(life.retry, dispatch=plane.control.dispatch)
+    return await _decided(retry, task_id, data, request=request, plane=plane, key=idempotency_key)
 
 
 @post("/tasks/{task_id:str}/unblock", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
@@ -274,60 +244,39 @@ async def unblock_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Put a blocked task back in line."""
-    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
-    return await once.write(
-        request,
-        plane,
-        idempotency_key,
-        lambda conn: shown(life.unblock(conn, task_id=task_id, reason=reason, actor=actor, now_us=now_us)),
-    )
+    return await _decided(life.unblock, task_id, data, request=request, plane=plane, key=idempotency_key)
 
 
-@get("/tasks/{task_id:str}/events", guards=_READ)
-async def task_events(plane: OfPlane, task_id: str, limit: Limit, cursor: Cursor = None) -> dict[str, Any]:
-    """What happened to a task, oldest first."""
-    after = sequence(cursor)
-    events, total = await plane.store.read(
-        lambda conn: (
-            life.events_of(conn, task_id=task_id, after_seq=after, limit=limit + 1),
-            life.count_events(conn, task_id),
-        )
-    )
-    some = events[:limit]
-    next_cursor = str(some[-1].seq) if len(events) > limit else None
-    return asking.page([event_json(one) for one in some], limit=limit, total=total, next_cursor=next_cursor)
+@post("/tasks/{task_id:str}/approve", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
+async def approve_task(
+    request: Asked,
+    plane: OfPlane,
+    task_id: str,
+    data: Why = Why(),  # noqa: B008 - an immutable struct
+    idempotency_key: once.Key = None,
+) -> Response[dict[str, Any]]:
+    """Say yes to a task that waits for an approval, an escalation or, past it, for a spent budget."""
+    _check_persons(request.auth, plane, "approve")
+    return await _decided(life.approve, task_id, data, request=request, plane=plane, key=idempotency_key)
 
 
-def event_json(event: Event) -> dict[str, Any]:
-    """An event as the API shows it."""
-    return {
-        "seq": event.seq,
-        "at": to_rfc3339(event.at_us),
-        "kind": event.kind,
-        "actor": event.actor,
-        "task": event.task,
-        "attempt": event.attempt,
-        "orchestrator": event.orchestrator,
-        "machine": event.machine,
-        "generation": event.generation,
-        "charter_version": event.charter_version,
-        "route": event.route,
-        "data": event.data,
-    }
+@post("/tasks/{task_id:str}/reject", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
+async def reject_task(
+    request: Asked,
+    plane: OfPlane,
+    task_id: str,
+    data: Why = Why(),  # noqa: B008 - an immutable struct
+    idempotency_key: once.Key = None,
+) -> Response[dict[str, Any]]:
+    """Say no to it: it is cancelled, and the reason kept."""
+    _check_persons(request.auth, plane, "reject")
+    return await _decided(life.reject, task_id, data, request=request, plane=plane, key=idempotency_key)
 
 
-def sequence(cursor: str | None) -> int:
-    """A cursor that is a sequence number; raises Invalid on another."""
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):  # noqa: PLR2004 - fits 64 bits
-        raise Invalid([("cursor", "it is not a cursor of this list; take `next_cursor` of the page before")])
-    return int(cursor)
-
-
-def _check_known(plane: Plane, orchestrator: str) -> None:
-    if orchestrator not in plane.control.orchestrators:
-        raise Invalid([("orchestrator", f"there is no orchestrator {orchestrator}")])
+def _check_persons(key: KnownKey, plane: Plane, what: str) -> None:
+    """Raise Forbidden for an orchestrator's own key: nobody says yes to himself."""
+    if not _is_persons(key, plane):
+        raise Forbidden(f"the key of {key.owner} can't {what} tasks; a person's or a service's key can")
 
 
 def _is_persons(key: KnownKey, plane: Plane) -> bool:
@@ -367,9 +316,9 @@ ROUTES = [
     get_task,
     edit_task,
     delete_task,
-    assign_tasks,
     cancel_task,
     retry_task,
     unblock_task,
-    task_events,
+    approve_task,
+    reject_task,
 ]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response, get, post
+from sqlalchemy import Connection
 
-from orchestrator_fleet.api import asking
-from orchestrator_fleet.api.asking import Cursor, Limit, OfPlane, Text, Words, needs
+from orchestrator_fleet.api import asking, once
+from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, Text, Words, needs
 from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.control import current_generation
+from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import TooMany
+from orchestrator_fleet.api.problems import Forbidden, TooMany
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.errors import Invalid, NotFound
-from orchestrator_fleet.orchestrators import board, presence
+from orchestrator_fleet.orchestrators import board, pause, presence
 from orchestrator_fleet.orchestrators.access import Denied, KnownKey
 from orchestrator_fleet.orchestrators.board import Board, Work
+from orchestrator_fleet.tasks import gate
+from orchestrator_fleet.tasks.gate import Binding
+from orchestrator_fleet.tasks.rules import OrchestratorRules
 from orchestrator_fleet.wire.documents import encode, sha256
-from orchestrator_fleet.wire.http import ValidateKey
+from orchestrator_fleet.wire.http import Deactivate, ValidateKey, Why
 
 PATHS = ("/vps", "/orchestrators")
 STATUSES = (presence.ONLINE, presence.BUSY, presence.AWAY, presence.OFFLINE)
@@ -31,7 +36,7 @@ VERSION_CHARS = 12
 Sort = Literal["name", "discipline", "machine", "status"]
 Order = Literal["asc", "desc"]
 
-_READ = [needs("fleet:read")]
+_READ, _WRITE = [needs("fleet:read")], [needs("fleet:write")]
 
 
 @get(list(PATHS), guards=_READ)
@@ -71,10 +76,82 @@ async def list_vps(
 @get([f"{path}/{{vp:str}}" for path in PATHS], guards=_READ)
 async def get_vp(plane: OfPlane, vp: str) -> Response[dict[str, Any]]:
     """One orchestrator."""
-    if vp not in plane.control.orchestrators:
-        raise NotFound(f"there is no orchestrator {vp[:100]}")
+    check_there(plane, vp)
     (shown,) = await _look(plane, [vp])
     return Response(shown, headers={"ETag": f'"{shown["version"]}"'})
+
+
+@post(
+    [f"{path}/{{vp:str}}/activate" for path in PATHS],
+    guards=_WRITE,
+    dto=JsonBody[Why],
+    return_dto=None,
+    status_code=200,
+)
+async def activate_vp(
+    request: Asked,
+    plane: OfPlane,
+    vp: str,
+    data: Why = Why(),  # noqa: B008 - an immutable struct
+    idempotency_key: once.Key = None,
+) -> Response[dict[str, Any]]:
+    """Let an orchestrator claim again: a pause, or a wait for a quota, ends now. Done twice it is done."""
+    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
+
+    def activate(conn: Connection) -> bool:
+        return pause.activate(conn, orchestrator=vp, reason=reason, actor=actor, now_us=now_us)
+
+    return await _switched(request, plane, vp, idempotency_key, activate)
+
+
+@post(
+    [f"{path}/{{vp:str}}/deactivate" for path in PATHS],
+    guards=_WRITE,
+    dto=JsonBody[Deactivate],
+    return_dto=None,
+    status_code=200,
+)
+async def deactivate_vp(
+    request: Asked,
+    plane: OfPlane,
+    vp: str,
+    data: Deactivate = Deactivate(),  # noqa: B008 - an immutable struct
+    idempotency_key: once.Key = None,
+) -> Response[dict[str, Any]]:
+    """Let an orchestrator claim nothing, until a time or until it is activated. Done twice it is done.
+
+    What runs is finished; with `drain: false` it is ended, and its tasks stand in line again.
+    """
+    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
+    until_us = asking.instant("until", data.until)
+    if until_us is not None and until_us <= now_us:
+        raise Invalid([("until", f"got {to_rfc3339(until_us)}, wanted a time to come")])
+
+    def deactivate(conn: Connection) -> bool:
+        return pause.deactivate(
+            conn, orchestrator=vp, reason=reason, until_us=until_us, drain=data.drain, actor=actor, now_us=now_us
+        )
+
+    return await _switched(request, plane, vp, idempotency_key, deactivate)
+
+
+async def _switched(
+    request: Asked, plane: Plane, vp: str, key: str | None, switch: Callable[[Connection], bool]
+) -> Response[dict[str, Any]]:
+    """Do it, and say what the orchestrator's status was and is."""
+    check_there(plane, vp)
+    if request.auth.owner in plane.control.orchestrators and not request.auth.claims_for(vp):
+        raise Forbidden(f"the key of {request.auth.owner} acts for it alone; take a person's or a service's key")
+    now_us = plane.clock.now_us()
+
+    def write(conn: Connection) -> Reply:
+        before = _shown(plane, vp, board.look(conn, [vp], now_us=now_us), now_us=now_us)
+        changed = switch(conn)
+        after = _shown(plane, vp, board.look(conn, [vp], now_us=now_us), now_us=now_us)
+        told = {name: after[name] for name in ("id", "status", "status_reason", "paused")}
+        return Reply(content={"changed": changed, **told, "previous": before["status"]})
+
+    return await once.write(request, plane, key, write)
 
 
 @post([f"{path}/validate" for path in PATHS], dto=JsonBody[ValidateKey], return_dto=None, status_code=200)
@@ -95,6 +172,12 @@ def _key(known: KnownKey) -> dict[str, Any]:
     return {"id": known.id, "scopes": list(known.scopes), "expires_at": expires}
 
 
+def check_there(plane: Plane, vp: str) -> None:
+    """Raise NotFound unless the orchestrator is declared."""
+    if vp not in plane.control.orchestrators:
+        raise NotFound(f"there is no orchestrator {vp[:100]}")
+
+
 async def _look(plane: Plane, names: Sequence[str]) -> list[dict[str, Any]]:
     now_us = plane.clock.now_us()
     seen = await plane.store.read(lambda conn: board.look(conn, names, now_us=now_us))
@@ -105,7 +188,8 @@ def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]
     spec, work = plane.control.orchestrators[name], of.work.get(name, Work())
     link = plane.links.get(name)
     seen = link.seen if link is not None else of.seen.get(name)
-    status, reason = presence.status(seen, now_us=now_us)
+    bindings = _resting(plane, name, of, now_us=now_us)
+    status, reason = _status(presence.status(seen, now_us=now_us), bindings)
     machine = plane.control.doc.placements.get(name)
     wanted = applied_generation(plane, machine)
     last_seen = None if seen is None or seen.last_seen_us is None else to_rfc3339(seen.last_seen_us)
@@ -114,7 +198,7 @@ def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]
         "spec": spec,
         "status": status,
         "status_reason": reason,
-        "paused": None,
+        "paused": _paused(of, name),
         "machine": machine,
         "generation": wanted,
         "observed_generation": seen.generation if seen else None,
@@ -130,6 +214,27 @@ def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]
         "last_seen_at": last_seen,
         "version": sha256(encode(spec))[:VERSION_CHARS],
     }
+
+
+def _resting(plane: Plane, name: str, of: Board, *, now_us: int) -> Sequence[Binding]:
+    """What keeps it from claiming, of what somebody decided or declared: pause, quota, hours."""
+    only_hours = OrchestratorRules(hours=plane.control.rules.of(name).hours)
+    return gate.decide(rules=only_hours, seen=gate.Seen(holds=of.held.get(name, ())), now_us=now_us).bindings
+
+
+def _status(observed: tuple[str, str], bindings: Sequence[Binding]) -> tuple[str, str]:
+    """(status, why): AWAY when it is to rest, whatever is seen of its daemon, which is told as well."""
+    status, reason = observed
+    said = "; ".join([*(binding.reason for binding in bindings), reason])
+    return (presence.AWAY if any(binding.kind in ("pause", "schedule") for binding in bindings) else status), said
+
+
+def _paused(of: Board, name: str) -> dict[str, Any] | None:
+    hold = next((hold for hold in of.held.get(name, ()) if hold.kind == "pause"), None)
+    if hold is None:
+        return None
+    until = None if hold.until_us is None else to_rfc3339(hold.until_us)
+    return {"by": hold.by, "reason": hold.reason, "until": until}
 
 
 def applied_generation(plane: Plane, machine: str | None) -> str | None:
@@ -193,4 +298,4 @@ def _read_cursor(text: str | None, by: str) -> tuple[str, str] | None:
     return value, name
 
 
-ROUTES = [list_vps, get_vp, validate_key]
+ROUTES = [list_vps, get_vp, activate_vp, deactivate_vp, validate_key]

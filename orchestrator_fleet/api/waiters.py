@@ -26,6 +26,10 @@ class Waiters:
             if not self._events[orchestrator]:
                 del self._events[orchestrator]
 
+    def anybody(self, orchestrator: str) -> bool:
+        """Whether somebody waits for work of `orchestrator` now."""
+        return orchestrator in self._events
+
     def wake(self, orchestrators: Iterable[str]) -> None:
         """Let everybody who waits for one of these look again."""
         for orchestrator in orchestrators:

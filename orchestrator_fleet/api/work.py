@@ -12,9 +12,11 @@ from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import FleetError, TaskError
 from orchestrator_fleet.tasks import life
-from orchestrator_fleet.tasks.task import Grant
+from orchestrator_fleet.tasks.task import Ask, Claimed, Grant
 
-NO_WORK, NO_SLOT, CLOSING = "no task is ready", "every session is taken", "the control plane is closing"
+NO_SLOT, CLOSING = "every session is taken", "the control plane is closing"
+# The moment at which time alone changes something may be reached a little before the store agrees.
+MIN_WAIT_S = 0.05
 
 _log = log.get(__name__)
 
@@ -44,27 +46,27 @@ async def claimed(
     if limit <= 0:
         yield (), NO_SLOT
         return
-    grants = await _wait_for_some(plane, claimant, limit=limit, wait_s=wait_s)
+    got = await _wait_for_some(plane, claimant, limit=limit, wait_s=wait_s)
+    reason = CLOSING if plane.closing.is_set() else got.reason
     try:
-        yield grants, "" if grants else CLOSING if plane.closing.is_set() else NO_WORK
+        yield got.grants, "" if got.grants else reason
     except BaseException:
-        await _give_back(plane, claimant, grants)
+        await _give_back(plane, claimant, got.grants)
         raise
 
 
-async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s: float) -> Sequence[Grant]:
+async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s: float) -> Claimed:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
     with plane.workers.waiting(claimant.orchestrator) as woken:
         while True:
             woken.clear()
-            grants = await _claim(plane, claimant, limit=limit)
-            if grants or plane.closing.is_set() or loop.time() >= deadline:
-                return grants
-            wakes_us = await plane.store.read(lambda conn: life.next_available(conn, claimant.orchestrator))
+            got = await _claim(plane, claimant, limit=limit)
+            if got.grants or plane.closing.is_set() or loop.time() >= deadline:
+                return got
             left_s = deadline - loop.time()
-            if wakes_us is not None:
-                left_s = min(left_s, max(0.0, (wakes_us - plane.clock.now_us()) / SECOND_US))
+            if got.again_at_us is not None:
+                left_s = min(left_s, max(MIN_WAIT_S, (got.again_at_us - plane.clock.now_us()) / SECOND_US))
             try:
                 async with asyncio.timeout(left_s):
                     await woken.wait()
@@ -72,51 +74,46 @@ async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s
                 continue
 
 
-async def _claim(plane: Plane, claimant: Claimant, *, limit: int) -> Sequence[Grant]:
-    writing = asyncio.ensure_future(
-        plane.store.write(
-            lambda conn: life.claim(
-                conn,
-                orchestrator=claimant.orchestrator,
-                machine=claimant.machine,
-                holder=claimant.holder,
-                limit=limit,
-                lease_s=claimant.lease_s,
-                sessions_max=claimant.sessions_max,
-                generation=claimant.generation,
-                charter_version=claimant.charter_version,
-                actor=claimant.actor,
-                now_us=plane.clock.now_us(),
-            )
-        )
+async def _claim(plane: Plane, claimant: Claimant, *, limit: int) -> Claimed:
+    ask = Ask(
+        orchestrator=claimant.orchestrator,
+        machine=claimant.machine,
+        holder=claimant.holder,
+        limit=limit,
+        lease_s=claimant.lease_s,
+        sessions_max=claimant.sessions_max,
+        generation=claimant.generation,
+        charter_version=claimant.charter_version,
+        actor=claimant.actor,
+        rules=plane.control.rules,
+        now_us=plane.clock.now_us(),
     )
+    writing = asyncio.ensure_future(plane.store.write_batched(life.claim_all, ask))
     try:
-        grants = await asyncio.shield(writing)
+        got = await asyncio.shield(writing)
     except asyncio.CancelledError:
         # It commits all the same: whoever asked is gone, so the tasks go back in line.
-        await _give_back(plane, claimant, await asyncio.shield(writing))
+        await _give_back(plane, claimant, (await asyncio.shield(writing)).grants)
         raise
-    if grants:
+    if got.grants:
         plane.pulse.nudge()
-    return grants
+    return got
 
 
 async def _give_back(plane: Plane, claimant: Claimant, grants: Sequence[Grant]) -> None:
     """Release what could not be handed over; what fails here ends with its lease."""
     for grant in grants:
+        report = life.Report(
+            task_id=grant.task.id,
+            token=grant.token,
+            outcome="released",
+            retry_of=plane.control.dispatch.retry,
+            roll=0.0,
+            actor=claimant.actor,
+            now_us=plane.clock.now_us(),
+        )
         try:
-            await plane.store.write(
-                lambda conn, grant=grant: life.finish(  # type: ignore[misc] # bound now, not when it runs
-                    conn,
-                    task_id=grant.task.id,
-                    token=grant.token,
-                    outcome="released",
-                    retry=plane.control.dispatch.retry(claimant.orchestrator),
-                    roll=0.0,
-                    actor=claimant.actor,
-                    now_us=plane.clock.now_us(),
-                )
-            )
+            await plane.store.write_batched(life.finish_all, report)
         except TaskError:
             continue  # it is somebody else's by now
         except FleetError:

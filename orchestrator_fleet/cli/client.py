@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,10 @@ from orchestrator_fleet.errors import ControlPlaneError
 from orchestrator_fleet.reconcile.state import State
 
 TIMEOUT_S = 30.0
+# A stream that breaks is taken up where it was, so often in a row without a word from the control plane.
+MAX_RECONNECTS, RECONNECT_S = 30, 1.0
+QUIET_S = 60.0  # the control plane says something each 15 s
+END = "end"
 PAGE = 100  # the API's own limit
 MAX_ERROR_CHARS = 2_000
 _UNAUTHORIZED = 401
@@ -118,16 +123,35 @@ class ControlPlane:
         return items, total
 
     def events(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[tuple[str, str]]:
-        """A server-sent event stream as (event, data) pairs, until the server ends it."""
-        timeout = httpx.Timeout(TIMEOUT_S, read=None)  # a quiet stream is not a dead one
-        try:
-            with self._http.stream("GET", path, params=_given(params or {}), timeout=timeout) as answer:
-                if answer.is_error:
-                    answer.read()
+        """A server-sent event stream as (event, data) pairs, until its `end`.
+
+        Taken up where it was when it breaks: no event is missed, and none comes twice.
+        """
+        last_id, failures = "", 0
+        while True:
+            try:
+                for newest_id, event, data in self._stream(path, params or {}, last_id):
+                    last_id, failures = newest_id, 0
+                    if data:
+                        yield event, data
+                    if event == END:
+                        return
+            except httpx.TransportError as error:
+                if failures >= MAX_RECONNECTS:
+                    raise self._unreachable(error) from None
+            failures += 1
+            time.sleep(RECONNECT_S)
+
+    def _stream(self, path: str, params: Mapping[str, Any], last_id: str) -> Iterator[tuple[str, str, str]]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        timeout = httpx.Timeout(TIMEOUT_S, read=QUIET_S)
+        with self._http.stream("GET", path, params=_given(params), headers=headers, timeout=timeout) as answer:
+            if answer.is_error:
+                answer.read()
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or not last_id:
                     raise self._problem(answer)
-                yield from _events(answer.iter_lines())
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+                return
+            yield from _events(answer.iter_lines(), last_id)
 
     def _ask(self, method: str, path: str, **kwargs: Any) -> Any:
         try:
@@ -175,15 +199,16 @@ def _given(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value not in (None, "", [], ())}
 
 
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Lines of `text/event-stream` as (event, data) pairs; comments and other fields are passed over."""
+def _events(lines: Iterator[str], last_id: str) -> Iterator[tuple[str, str, str]]:
+    """Lines of `text/event-stream` as (id, event, data), the id being the last that came; one without data has ""."""
     event, data = "message", list[str]()
     for line in lines:
         if not line:
-            if data:
-                yield event, "\n".join(data)
+            yield last_id, event, "\n".join(data)
             event, data = "message", []
         elif line.startswith("event:"):
             event = line[6:].removeprefix(" ")
+        elif line.startswith("id:"):
+            last_id = line[3:].removeprefix(" ")
         elif line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))

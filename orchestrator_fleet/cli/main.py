@@ -33,18 +33,19 @@ TABLE = {
     "status": Lazy(f"{_MODULES}.status", "Show machines and programs as they are."),
     "destroy": Lazy(f"{_MODULES}.destroy", "Take the fleet down: leave no process and no file."),
     "serve": Lazy(f"{_MODULES}.serve", "Run the control plane: the HTTP API and the daemons' link."),
-    "task": Lazy(f"{_MODULES}.task", "Add, list, show, follow, cancel and retry tasks."),
-    "vp": Lazy(f"{_MODULES}.vp", "List and show orchestrators as the control plane sees them."),
+    "task": Lazy(f"{_MODULES}.task", "Add, list, show, follow, decide on, cancel and retry tasks."),
+    "vp": Lazy(f"{_MODULES}.vp", "List, show, pause and resume orchestrators."),
     "route": Lazy(f"{_MODULES}.route", "Explain which orchestrator a task goes to."),
     "key": Lazy(f"{_MODULES}.key", "Create and list API keys."),
     "sql": Lazy(f"{_MODULES}.sql", "Ask the history anything, in SQL."),
+    "store": Lazy(f"{_MODULES}.store", "Migrate, check, back up and restore the live database."),
 }
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 changes found (plan --exit-code), 3 refused, 4 rolled back, 64 usage, "
     "130 interrupted.\n\n"
     "Environment: FLEET_URL and FLEET_KEY (the control plane and its key), FLEET_STATE (default: .fleet beside "
-    "fleet.yaml), NO_COLOR, FLEET_DEBUG=1 (tracebacks)."
+    "fleet.yaml), FLEET_STORE (the live database's URL), NO_COLOR, FLEET_DEBUG=1 (tracebacks)."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import rich_click as click
@@ -12,7 +13,9 @@ from orchestrator_fleet.cli.command import Group, place
 from orchestrator_fleet.cli.values import PAIR, PRIORITIES, task_id, url_option
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED
 from orchestrator_fleet.spec.load import load_fleet
-from orchestrator_fleet.tasks.routing import Decision, Router
+from orchestrator_fleet.tasks.routing import STRATEGIES, Decision, Router
+
+MAX_NAMED = 12
 
 
 @click.group(cls=Group)
@@ -39,7 +42,7 @@ def explain(*, known: str | None, url: str | None, **given: Any) -> int:
     task = _existing(known, url) if known else _described(given)
     decision = router.route(task)
     if place().json:
-        output.write_json(_as_json(decision))
+        output.write_json(_as_json(decision, router))
     else:
         _print(decision, router)
     return EXIT_DONE if decision.orchestrator else EXIT_FAILED
@@ -57,12 +60,23 @@ def _existing(known: str, url: str | None) -> dict[str, Any]:
     return {**task, "orchestrator": None} if task.get("route") not in (None, "explicit") else task
 
 
-def _as_json(decision: Decision) -> dict[str, Any]:
+def _as_json(decision: Decision, router: Router) -> dict[str, Any]:
+    strategies = {rule.name: rule.strategy for rule in router.rules}
     return {
         "orchestrator": decision.orchestrator,
         "rule": decision.rule,
         "reason": decision.reason,
-        "considered": [{"rule": c.rule, "matched": c.matched, "reason": c.reason} for c in decision.considered],
+        "strategy": strategies.get(decision.rule or ""),
+        "considered": [
+            {
+                "rule": one.rule,
+                "matched": one.matched,
+                "reason": one.reason,
+                "strategy": strategies[one.rule],
+                "among": list(one.among),
+            }
+            for one in decision.considered
+        ],
     }
 
 
@@ -73,7 +87,16 @@ def _print(decision: Decision, router: Router) -> None:
     if rows and decision.considered:
         output.table(("rule", "matches", "why"), rows)
         output.say()
-    if decision.orchestrator:
-        output.say(f"-> {decision.orchestrator} (by {decision.rule}: {decision.reason})")
-    else:
+    if not decision.orchestrator:
         output.say(f"-> nobody: {decision.reason}; the task waits until a rule is applied that sends it somewhere")
+        return
+    output.say(f"-> {decision.orchestrator} (by {decision.rule}: {decision.reason})")
+    among = decision.considered[-1].among if decision.considered else ()
+    if len(among) > 1:
+        strategy = next(rule.strategy for rule in router.rules if rule.name == decision.rule)
+        output.say(f"   {strategy} among {_names(among)}: {STRATEGIES[strategy]}")
+
+
+def _names(among: Sequence[str]) -> str:
+    more = f" and {len(among) - MAX_NAMED} more" if len(among) > MAX_NAMED else ""
+    return ", ".join(among[:MAX_NAMED]) + more

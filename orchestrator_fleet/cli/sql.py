@@ -83,13 +83,14 @@ def _read(query: str, *, limit: int) -> Answer:
     from orchestrator_fleet.history.door import ask_files  # noqa: PLC0415 - duckdb, only without a control plane
 
     state = State(place().file)
-    if not state.store.exists() and not state.history.exists():
+    url = state.store_url(store_of(state))
+    if url.startswith("sqlite") and not state.store.exists() and not state.history.exists():
         raise FleetError(f"{state.dir}: no history yet; it begins with the first `fleet serve`")
-    result = ask_files(state.store_url(_store_of(state)), state.history, query, limit=limit)
+    result = ask_files(url, state.history, query, limit=limit)
     return Answer(columns=result.columns, rows=result.rows, more=result.truncated)
 
 
-def _store_of(state: State) -> str:
+def store_of(state: State) -> str:
     """`control_plane.store` as applied, else as fleet.yaml has it."""
     from orchestrator_fleet.api.control import current_generation, load  # noqa: PLC0415 - only without a control plane
 

@@ -6,28 +6,45 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich_click as click
 
 from orchestrator_fleet.cli import output, submission
-from orchestrator_fleet.cli.client import ControlPlane
+from orchestrator_fleet.cli.client import END, ControlPlane
 from orchestrator_fleet.cli.command import Group, place
 from orchestrator_fleet.cli.progress import ProgressLine
-from orchestrator_fleet.cli.values import DURATION, PAIR, PRIORITIES, STATUSES, task_id, url_option
+from orchestrator_fleet.cli.values import BLOCKED_REASONS, DURATION, PAIR, PRIORITIES, STATUSES, task_id, url_option
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, ControlPlaneError, FleetError
 
 COLUMNS = ("id", "status", "priority", "orchestrator", "age", "title")
 MAX_FILE_BYTES = 64 << 20
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _word(*words: str) -> click.Choice[str]:
     return click.Choice(words, case_sensitive=False)
 
 
+def _filters(function: F) -> F:
+    """The options that choose tasks, as `GET /api/tasks` does."""
+    options = (
+        click.option("--status", multiple=True, type=_word(*STATUSES), help="Repeatable."),
+        click.option("--blocked-reason", multiple=True, type=_word(*BLOCKED_REASONS), help="Repeatable."),
+        click.option("--priority", multiple=True, type=_word(*PRIORITIES), help="Repeatable."),
+        click.option("--orchestrator", multiple=True, metavar="NAME", help="Repeatable."),
+        click.option("--discipline", multiple=True, metavar="NAME", help="Repeatable."),
+        click.option("--tag", multiple=True, metavar="WORD", help="Repeatable."),
+        click.option("-q", "--text", "q", metavar="TEXT", help="Words in the title or description."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.group(cls=Group)
 def command() -> None:
-    """Add, list, show, follow, cancel and retry tasks."""
+    """Add, list, show, follow, decide on, cancel and retry tasks."""
 
 
 @command.command("add")
@@ -141,12 +158,7 @@ def _print_tasks(tasks: list[submission.Task]) -> None:
 
 
 @command.command("list")
-@click.option("--status", multiple=True, type=_word(*STATUSES), help="Repeatable.")
-@click.option("--priority", multiple=True, type=_word(*PRIORITIES), help="Repeatable.")
-@click.option("--orchestrator", multiple=True, metavar="NAME", help="Repeatable.")
-@click.option("--discipline", multiple=True, metavar="NAME", help="Repeatable.")
-@click.option("--tag", multiple=True, metavar="WORD", help="Repeatable.")
-@click.option("-q", "--text", "q", metavar="TEXT", help="Words in the title or description.")
+@_filters
 @click.option("--sort", type=_word("claim", "priority", "due_at", "created_at", "updated_at"), help="[claim]")
 @click.option("--order", type=_word("asc", "desc"), help="Of --sort.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many.")
@@ -186,16 +198,77 @@ def show(*, task: str, events: bool, limit: int, url: str | None) -> None:
         )
 
 
+@command.command("why")
+@click.argument("task")
+@url_option
+def why(*, task: str, url: str | None) -> None:
+    """Say what holds a task, its place in line, and when it may begin."""
+    with ControlPlane.of(place().file, url=url) as plane:
+        found = plane.get(f"/api/tasks/{task_id(task)}/why")
+    if place().json:
+        output.write_json(found)
+        return
+    binding, line, estimate = found["binding"], found["place_in_line"], found["estimate"]
+    output.say(f"{found['task']}  {found['status']}  {binding['kind']}: {binding['reason']}")
+    told = {"place in line": None if line is None else f"{line['ahead']} of {line['of']} come before it"}
+    if estimate is not None:
+        told["may begin"] = f"{estimate['starts_at']} ({_based_on(estimate['based_on'])})"
+    output.fields(told)
+    others = found["holds"][1:]
+    if others:
+        output.say()
+        output.table(("also held by", "until", "why"), [(one["kind"], one["until"], one["reason"]) for one in others])
+
+
+def _based_on(known: dict[str, Any]) -> str:
+    """What an estimate was made of."""
+    slots = "" if known["slots"] is None else f", {known['running']} of {known['slots']} sessions taken"
+    if known["mean_run_s"] is None:
+        return f"{known['ahead']} ahead{slots}"
+    return f"{known['ahead']} ahead{slots}, {known['mean_run_s']:g} s each in the last {known['attempts']}"
+
+
+@command.command("events")
+@click.argument("task")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task ends; a broken connection is taken up again.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Without --follow.")
+@url_option
+def events(*, task: str, follow: bool, limit: int, url: str | None) -> None:
+    """Print what happened to a task, a line each; --follow goes on live."""
+    path = f"/api/tasks/{task_id(task)}/events"
+    with ControlPlane.of(place().file, url=url) as plane:
+        if not follow:
+            for happened in plane.list(path, limit=limit)[0]:
+                _print_event(happened)
+            return
+        for kind, data in plane.events(path):
+            if kind != END:
+                _print_event(json.loads(data))
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    if place().json:
+        output.write(json.dumps(event, ensure_ascii=False) + "\n")
+        return
+    data = event.get("data") or {}
+    attempt = f"attempt {event['attempt']}" if event.get("attempt") else ""
+    where = event.get("machine") or event.get("orchestrator") or ""
+    said = data.get("message") or data.get("reason") or data.get("error") or ""
+    told = [event["at"], event["kind"], attempt, where, f"by {event['actor']}", output.cell(said) if said else ""]
+    output.say("  ".join(word for word in told if word))
+    sys.stdout.flush()
+
+
 @command.command("logs")
 @click.argument("task")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the task ends.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task ends; a broken connection is taken up again.")
 @url_option
 def logs(*, task: str, follow: bool, url: str | None) -> None:
     """Print what the task's sessions wrote; --follow goes on live."""
     with ControlPlane.of(place().file, url=url) as plane:
         path = f"/api/tasks/{task_id(task)}/log"
         if follow:
-            for event, data in plane.events(path, {"follow": "true"}):
+            for event, data in plane.events(path):
                 if event == "log":
                     _print_piece(json.loads(data))
             return
@@ -245,19 +318,127 @@ def _outcome(asked: str, task: submission.Task) -> str:
     return str(task["status"]) if task["id"] == asked else f"{task['status']} as {task['id']}"
 
 
+def _decide(verb: str, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
+    return _each(tasks, url, lambda plane, task: plane.post(f"/api/tasks/{task}/{verb}", {"reason": reason}))
+
+
+def _many(action: str, tasks: tuple[str, ...], url: str | None, *, dry_run: bool, reason: str, **given: Any) -> int:
+    """Do the same to the tasks that are named or that the filters choose, as many calls as that takes."""
+    to = given.pop("to", None)
+    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
+    if bool(chosen) == bool(tasks):
+        raise click.UsageError("name tasks, or choose them by --status, --orchestrator, ...; one of both")
+    body: dict[str, Any] = {"action": action, "reason": reason, "dry_run": dry_run}
+    if to is not None:
+        body["orchestrator"] = to
+    body |= {"filter": chosen} if chosen else {"task_ids": [task_id(task) for task in tasks]}
+    done: dict[str, Any] = {"dry_run": dry_run, "matched": 0, "changed": 0, "failed": 0, "results": []}
+    with ControlPlane.of(place().file, url=url) as plane:
+        while True:
+            answer = plane.post("/api/tasks/bulk", body)
+            done["matched"] += len(answer["results"])
+            for name in ("changed", "failed", "results"):
+                done[name] += answer[name]
+            if not place().json:
+                _print_results(answer["results"])
+            if answer["next_cursor"] is None:
+                break
+            body["cursor"] = answer["next_cursor"]
+    if place().json:
+        output.write_json(done)
+    else:
+        dry = " if this were no dry run" if dry_run else ""
+        counts = f"{output.count(done['matched'], 'task')}, {done['changed']} changed, {done['failed']} refused"
+        output.say(f"{counts}{dry}", err=True)
+    return EXIT_FAILED if done["failed"] else EXIT_DONE
+
+
+def _print_results(results: list[dict[str, Any]]) -> None:
+    for one in results:
+        if not one["ok"]:
+            output.say(f"{one['id']}  {one['error']['message']}", err=True)
+            continue
+        made = f" as {one['task']}" if "task" in one else ""
+        output.say(f"{one['id']}  {one['status']}{made}")
+
+
+def _reason(function: F) -> F:
+    return click.option("--reason", default="", metavar="TEXT", help="Kept with the event.")(function)
+
+
+def _dry_run(function: F) -> F:
+    return click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")(function)
+
+
 @command.command("cancel")
-@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--reason", default="", metavar="TEXT", help="Kept with the event.")
+@click.argument("tasks", nargs=-1, metavar="[TASK...]")
+@_filters
+@_dry_run
+@_reason
 @url_option
-def cancel(*, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
-    """Cancel tasks; a running session is ended."""
-    return _each(tasks, url, lambda plane, task: plane.post(f"/api/tasks/{task}/cancel", {"reason": reason}))
+def cancel(*, tasks: tuple[str, ...], reason: str, dry_run: bool, url: str | None, **chosen: Any) -> int:
+    """Cancel tasks: those named, or those that the options choose (without --status: open ones).
+
+    A running session is ended.
+    """
+    if tasks and not dry_run and not any(chosen.values()):
+        return _decide("cancel", tasks, reason, url)
+    return _many("cancel", tasks, url, dry_run=dry_run, reason=reason, **chosen)
 
 
 @command.command("retry")
-@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--reason", default="", metavar="TEXT", help="Kept with the event.")
+@click.argument("tasks", nargs=-1, metavar="[TASK...]")
+@_filters
+@_dry_run
+@_reason
 @url_option
-def retry(*, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
-    """Do tasks again: blocked ones go back in line, ended ones become new tasks."""
-    return _each(tasks, url, lambda plane, task: plane.post(f"/api/tasks/{task}/retry", {"reason": reason}))
+def retry(*, tasks: tuple[str, ...], reason: str, dry_run: bool, url: str | None, **chosen: Any) -> int:
+    """Do tasks again: those named, or those that the options choose (without --status: BLOCKED ones).
+
+    Blocked ones go back in line, ended ones become new tasks.
+    """
+    if tasks and not dry_run and not any(chosen.values()):
+        return _decide("retry", tasks, reason, url)
+    return _many("retry", tasks, url, dry_run=dry_run, reason=reason, **chosen)
+
+
+@command.command("assign")
+@click.argument("tasks", nargs=-1, metavar="[TASK...]")
+@click.option("--to", required=True, metavar="NAME", help="The orchestrator that gets them.")
+@_filters
+@_dry_run
+@_reason
+@url_option
+def assign(*, tasks: tuple[str, ...], to: str, reason: str, dry_run: bool, url: str | None, **chosen: Any) -> int:
+    """Give tasks to an orchestrator: those named, or those that the options choose (without --status: open ones).
+
+    Running ones are taken from their session first.
+    """
+    return _many("assign", tasks, url, dry_run=dry_run, reason=reason, to=to, **chosen)
+
+
+@command.command("approve")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@_reason
+@url_option
+def approve(*, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
+    """Say yes to tasks that wait for an approval, an escalation or, past it, for a spent budget."""
+    return _decide("approve", tasks, reason, url)
+
+
+@command.command("reject")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@_reason
+@url_option
+def reject(*, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
+    """Say no to them: they are cancelled."""
+    return _decide("reject", tasks, reason, url)
+
+
+@command.command("unblock")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@_reason
+@url_option
+def unblock(*, tasks: tuple[str, ...], reason: str, url: str | None) -> int:
+    """Put blocked tasks back in line; cancelled dependencies are waived."""
+    return _decide("unblock", tasks, reason, url)

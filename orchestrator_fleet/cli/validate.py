@@ -12,7 +12,10 @@ from orchestrator_fleet.cli import output
 from orchestrator_fleet.cli.command import Command, place
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, Diagnostic, SpecInvalid
 from orchestrator_fleet.render.fleet import render
-from orchestrator_fleet.spec.load import load_fleet
+from orchestrator_fleet.spec.diagnose import Locator
+from orchestrator_fleet.spec.folder import Folder
+from orchestrator_fleet.spec.load import load_fleet, read_trees
+from orchestrator_fleet.spec.merge import with_includes
 from orchestrator_fleet.spec.model import Fleet
 from orchestrator_fleet.tasks.routing import Router
 
@@ -58,12 +61,25 @@ def check(file: Path) -> tuple[Fleet | None, Sequence[Diagnostic]]:
         fleet = load_fleet(file)
     except SpecInvalid as invalid:
         return None, invalid.diagnostics
+    problems = list[Diagnostic]()
     try:
         render(fleet)
     except SpecInvalid as invalid:
-        return fleet, invalid.diagnostics
-    failures = Router.of_spec(fleet.file.model_dump(mode="json", by_alias=True)).run_tests()
-    return fleet, [Diagnostic(file=file.name, problem=failure) for failure in failures]
+        problems += invalid.diagnostics
+    return fleet, [*problems, *_failed_tests(file, fleet)]
+
+
+def _failed_tests(file: Path, fleet: Fleet) -> list[Diagnostic]:
+    """The routing tests that fail, each at what it expects."""
+    failed = Router.of_spec(fleet.file.model_dump(mode="json", by_alias=True)).run_tests()
+    if not failed:
+        return []
+    main, *included = read_trees(Folder(file.parent), file.name, problems=[])
+    locator = Locator(with_includes(main, included)[0])
+    advice = "`fleet route explain` shows what each rule says"
+    return [
+        locator.diagnostic(("routing", one.rule, "tests", one.number, "expect"), one.problem, advice) for one in failed
+    ]
 
 
 def _counts(fleet: Fleet) -> dict[str, int]:

@@ -10,6 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 PRIORITIES = ("CRITICAL", "HIGH", "MEDIUM", "LOW")
 STATUSES = ("TODO", "IN_PROGRESS", "BLOCKED", "DONE", "CANCELLED")
+BLOCKED_REASONS = ("dependency", "approval", "escalation", "quota", "budget", "attempts_exhausted", "manual")
 
 
 class _Duration(click.ParamType[float]):

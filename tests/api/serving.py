@@ -62,12 +62,16 @@ def free_port() -> int:
 
 @dataclass
 class ControlPlane:
-    """A fleet folder and the `fleet serve` of it. `keys`: a key's text by its name, which is its scope or its owner."""
+    """A fleet folder and the `fleet serve` of it. `keys`: a key's text by its name, which is its scope or its owner.
+
+    `store` is the URL of the live database; the file in its state folder unless told otherwise.
+    """
 
     home: Path
     port: int = field(default_factory=free_port)
     keys: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    store: str = ""
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
     orchestrators: dict[str, str] = field(default_factory=lambda: {"vp-a": "eng", "vp-b": "ops"})
     routing: str = (
@@ -76,6 +80,7 @@ class ControlPlane:
     )
 
     def __post_init__(self) -> None:
+        self.store = self.store or f"sqlite:///{self.state}/store.sqlite"
         (self.home / "charters").mkdir(parents=True)
         (self.home / "charters/vp.md").write_text("---\nrole: VP\n---\nDo what the task says.\n")
         for scope in SCOPED:
@@ -92,7 +97,7 @@ class ControlPlane:
     @property
     def state(self) -> Path:
         """Its state folder."""
-        return self.home / ".fleet"
+        return Path(os.environ.get("FLEET_STATE") or self.home / ".fleet")
 
     def declare(self, name: str, *, owner: str, scopes: list[str], **fields: str) -> None:
         """Make a key and put its hash among the declared ones."""
@@ -110,7 +115,7 @@ class ControlPlane:
         declared = "".join(f"  {name}: {msgspec.json.encode(key).decode()}\n" for name, key in self.declared.items())
         (self.home / "fleet.yaml").write_text(
             f'version: 1\nfleet: test\ncontrol_plane: {{url: "{self.url}"}}\nmachines: {{m01: {{}}}}\n'
-            "defaults: {retry: {max_attempts: 2, backoff: 50ms, backoff_max: 50ms, jitter: 0}}\n"
+            "defaults: {sessions: {max: 100}, retry: {max_attempts: 2, backoff: 50ms, backoff_max: 50ms, jitter: 0}}\n"
             f"orchestrators:\n{vps}keys:\n{declared}routing:\n{self.routing}"
         )
 
@@ -123,21 +128,26 @@ class ControlPlane:
         """Make a daemon's key known, as `fleet apply` does, and answer it."""
         minted = keys.mint()
         self.keys[f"daemon:{orchestrator}"] = minted.text
-        register_daemon_keys(
-            f"sqlite:///{self.state}/store.sqlite", [(orchestrator, machine, minted.id, minted.sha256)]
-        )
+        register_daemon_keys(self.store, [(orchestrator, machine, minted.id, minted.sha256)])
         return minted.text
 
     def popen(self, script: str = SERVE) -> subprocess.Popen[bytes]:
         """Start a server process; nothing is awaited."""
         with (self.home / "serve.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", script, str(self.home / "fleet.yaml")], stdout=log, stderr=log
+                [sys.executable, "-c", script, str(self.home / "fleet.yaml")],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "FLEET_STORE": self.store},
             )
 
     def start(self) -> ControlPlane:
         """Start it and wait until it is ready."""
         self.process = self.popen()
+        return self.ready()
+
+    def ready(self) -> ControlPlane:
+        """Wait until it is, after `popen`."""
         until(self._ready, "the control plane is ready")
         return self
 

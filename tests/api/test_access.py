@@ -24,16 +24,30 @@ ROUTES: list[tuple[str, str, str]] = [
         ("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:work")
         for verb in ("heartbeat", "complete", "fail", "release", "progress")
     ],
-    *[("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:write") for verb in ("cancel", "retry", "unblock")],
+    *[
+        ("POST", f"/api/tasks/{NO_TASK}/{verb}", "tasks:write")
+        for verb in ("cancel", "retry", "unblock", "approve", "reject")
+    ],
+    ("POST", "/api/tasks/bulk", "tasks:write"),
+    ("GET", f"/api/tasks/{NO_TASK}/why", "tasks:read"),
     ("GET", f"/api/tasks/{NO_TASK}/events", "tasks:read"),
     ("GET", f"/api/tasks/{NO_TASK}/log", "tasks:read"),
-    ("GET", "/api/vps", "fleet:read"),
-    ("GET", "/api/vps/vp-a", "fleet:read"),
-    ("GET", "/api/orchestrators", "fleet:read"),
-    ("GET", "/api/orchestrators/vp-a", "fleet:read"),
+    *[
+        (method, f"/api/{word}{path}", scope)
+        for word in ("vps", "orchestrators")
+        for method, path, scope in (
+            ("GET", "", "fleet:read"),
+            ("GET", "/vp-a", "fleet:read"),
+            ("GET", "/vp-a/backlog", "tasks:read"),
+            ("POST", "/vp-a/deactivate", "fleet:write"),
+            ("POST", "/vp-a/activate", "fleet:write"),
+        )
+    ],
     ("GET", "/api/fleet", "fleet:read"),
     ("POST", "/api/sql", "history:sql"),
 ]
+# These answer for ever; tests/api/test_event_streams.py has their scopes.
+STREAMS = [("GET", "/api/events")]
 OPEN = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/schema/openapi.json"), ("POST", "/api/vps/validate")]
 
 
@@ -57,19 +71,22 @@ def test_the_table_of_scopes_names_every_route(shared: ControlPlane) -> None:
         for method, path, _ in ROUTES
     }
     opened = {(m, p) for m, p in OPEN if "schema" not in p} | {("POST", "/api/orchestrators/validate")}
-    assert documented == tested | opened
+    assert documented == tested | opened | set(STREAMS)
 
 
 @pytest.mark.parametrize(
     ("method", "path", "answers"),
     [
         ("get", "/api/tasks", "200 401 403 422 503"),
-        ("post", "/api/tasks", "201 400 401 403 409 413 422 503"),
+        ("post", "/api/tasks", "201 400 401 403 409 413 422 503 507"),
         ("get", "/api/tasks/{task_id}", "200 401 403 404 422 503"),
-        ("put", "/api/tasks/{task_id}", "200 400 401 403 404 409 412 413 422 503"),
-        ("delete", "/api/tasks/{task_id}", "204 401 403 404 409 422 503"),
-        ("post", "/api/tasks/assign", "200 207 400 401 403 409 413 422 503"),
-        ("post", "/api/tasks/{task_id}/retry", "200 201 400 401 403 404 409 413 422 503"),
+        ("put", "/api/tasks/{task_id}", "200 400 401 403 404 409 412 413 422 503 507"),
+        ("delete", "/api/tasks/{task_id}", "204 401 403 404 409 422 503 507"),
+        ("post", "/api/tasks/assign", "200 207 400 401 403 409 413 422 503 507"),
+        ("get", "/api/tasks/poll", "200 401 403 422 503 507"),
+        ("post", "/api/vps/{vp}/deactivate", "200 400 401 403 404 409 413 422 503 507"),
+        ("get", "/api/events", "200 401 403 422 429 503"),
+        ("post", "/api/tasks/{task_id}/retry", "200 201 400 401 403 404 409 413 422 503 507"),
         ("post", "/api/vps/validate", "200 400 413 422 429 503"),
     ],
 )

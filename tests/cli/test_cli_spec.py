@@ -94,6 +94,51 @@ def test_validate_runs_the_routing_tests(run: Run, fleet_home: Path) -> None:
     assert len(answer["diagnostics"]) == 1
 
 
+def test_a_routing_test_that_fails_is_told_at_its_place(run: Run, fleet_home: Path) -> None:
+    """The line of what it expects, in the file that has it."""
+    (fleet_home / "fleet.yaml").write_text("include: [more.yaml]\n" + (fleet_home / "fleet.yaml").read_text())
+    more = """\
+routing:
+  - name: late
+    when: "false"
+    to: {orchestrator: vp-eng}
+    tests:
+      - {task: {title: a, discipline: security}, expect: vp-sec}
+      - task: {title: b}
+        expect: vp-sec
+"""
+    text = (fleet_home / "fleet.yaml").read_text()
+    (fleet_home / "fleet.yaml").write_text(text.replace("  - name: rest\n", "  - name: rest\n    when: 1 == 1\n"))
+    (fleet_home / "more.yaml").write_text(more)
+    lines = run("validate", code=1).stderr.splitlines()
+    told = "the test task goes to vp-eng by rest (the only one it means), wanted vp-sec"
+    assert lines == [
+        f"more.yaml:8:17: routing[3].tests[1].expect: {told}; `fleet route explain` shows what each rule says"
+    ]
+
+
+def test_route_explain_tells_each_rule_and_how_one_of_several_is_chosen(run: Run, fleet_home: Path) -> None:
+    """For people and, with --json, for programs."""
+    text = (fleet_home / "fleet.yaml").read_text()
+    anybody = "routing:\n  - {name: anybody, when: task.title == 'x', to: {labels: {team: x}}, strategy: round-robin}\n"
+    text = text.replace("charters/vp.md,", "charters/vp.md, labels: {team: x},")
+    (fleet_home / "fleet.yaml").write_text(text.replace("routing:\n", anybody))
+    told = run("route", "explain", "--title", "x").stdout
+    assert "-> vp-eng (by anybody: turn 1: one after the other of 2)" in told
+    assert "round-robin among vp-eng, vp-sec: one after the other, in the order of their names" in told
+    assert "not asked: an earlier rule matched" in told
+    answer = json.loads(run("--json", "route", "explain", "--discipline", "security").stdout)
+    assert (answer["orchestrator"], answer["rule"], answer["strategy"]) == ("vp-sec", "by-discipline", "least-loaded")
+    assert answer["considered"][-1] == {
+        "rule": "by-discipline",
+        "matched": True,
+        "reason": "the only one it means",
+        "strategy": "least-loaded",
+        "among": ["vp-sec"],
+    }
+    assert answer["considered"][0]["matched"] is False
+
+
 def test_validate_annotates_pull_requests(run: Run, fleet_home: Path) -> None:
     """GitHub's commands on stdout, the file named from where the command runs."""
     (fleet_home / "fleet.yaml").write_text("version: 2\n")

@@ -138,9 +138,60 @@ def test_retry_of_a_task_that_ended_makes_a_new_one(served: Run) -> None:
     assert "task-none  404" in done.stderr
 
 
+def test_tasks_are_chosen_cancelled_retried_and_assigned_together(served: Run) -> None:
+    """A dry run says what would happen first; what is refused makes the exit code 1."""
+    items = json.dumps([{"title": f"b{n}", "tags": ["bulk"], "available_at": "2099-01-01T00:00:00Z"} for n in range(3)])
+    ids = [
+        task["id"] for task in json.loads(served("task", "add", "--from", "-", "--json", stdin=items).stdout)["data"]
+    ]
+    dry = served("task", "cancel", "--tag", "bulk", "--dry-run")
+    assert sorted(dry.stdout.split()) == sorted([*ids, *["CANCELLED"] * 3])
+    assert "3 tasks, 3 changed, 0 refused if this were no dry run" in dry.stderr
+    moved = json.loads(served("task", "assign", "--tag", "bulk", "--to", "vp-sec", "--json").stdout)
+    assert (moved["matched"], moved["changed"], moved["failed"]) == (3, 3, 0)
+    assert json.loads(served("task", "show", ids[0], "--json").stdout)["orchestrator"] == "vp-sec"
+    served("task", "cancel", "--tag", "bulk", "--status", "TODO", "--reason", "enough")
+    assert json.loads(served("task", "list", "--tag", "bulk", "--status", "CANCELLED", "--json").stdout)["total"] == 3
+    refused = served("task", "cancel", ids[0], "--dry-run", code=1)
+    assert "CANCELLED is final" in refused.stderr
+    again = served("task", "retry", "--tag", "bulk", "--status", "CANCELLED", "--dry-run")
+    assert again.stdout.count("TODO") == 3
+
+
+def test_why_events_and_a_pause_are_told(served: Run) -> None:
+    """What holds a task, in words and as JSON; a pause that ends by itself, and one that is ended."""
+    paused = served("vp", "pause", "vp-sec", "--reason", "a holiday").stdout
+    assert "-> AWAY" in paused
+    assert "it was so already" in served("vp", "pause", "vp-sec", "--reason", "a holiday").stdout
+    task = json.loads(served("task", "add", "--title", "held", "--orchestrator", "vp-sec", "--json").stdout)["id"]
+    assert "pause: paused by" in served("task", "why", task).stdout
+    assert json.loads(served("task", "why", task, "--json").stdout)["binding"]["kind"] == "pause"
+    assert "AWAY" in served("vp", "list").stdout
+    assert "AWAY -> " in served("vp", "resume", "vp-sec").stdout
+    followed = served("task", "events", "-f", task).stdout.splitlines()
+    assert [line.split()[1] for line in followed] == ["task_created", "task_claimed", "task_done"]
+    events = [json.loads(line) for line in served("task", "events", task, "--json").stdout.splitlines()]
+    assert [event["kind"] for event in events] == [line.split()[1] for line in followed]
+    assert "404" in served("vp", "resume", "vp-none", code=1).stderr
+    served("vp", "pause", "vp-sec", "--for", "1s")
+    _until(lambda: "AWAY" not in served("vp", "list").stdout, "the pause ended by itself")
+
+
+def test_decisions_say_what_a_task_waits_for_instead(served: Run) -> None:
+    """Exit 1 with the reason; unblock puts one back that somebody blocked."""
+    task = json.loads(served("task", "add", "--title", "d", "--depends-on", _blocker(served), "--json").stdout)["id"]
+    for verb in ("approve", "reject"):
+        assert "BLOCKED/dependency" in served("task", verb, task, code=1).stderr
+    assert "it waits for" in served("task", "unblock", task, code=1).stderr
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
+        (("task", "cancel"), "name tasks, or choose them"),
+        (("task", "retry", "task-x", "--status", "DONE"), "one of both"),
+        (("task", "assign", "task-x"), "--to"),
+        (("vp", "pause", "vp-sec", "--for", "1s", "--until", "2030-01-01T00:00:00Z"), "not both"),
         (("task", "add"), "give --title, or --from FILE"),
         (("task", "add", "--title", "x", "--from", "y"), "drop --title"),
         (("task", "add", "--title", "x", "--metadata", "novalue"), "wanted name=value"),
