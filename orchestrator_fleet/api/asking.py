@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
 from litestar import Request
 from litestar.connection import ASGIConnection
@@ -26,6 +26,8 @@ Words = Annotated[list[str] | None, Parameter(max_items=MAX_WORDS, description="
 Text = Annotated[str | None, Parameter(max_length=MAX_QUERY_CHARS, pattern=NO_NUL)]
 Time = Annotated[datetime | None, Parameter(description="RFC 3339.")]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]
 
 
@@ -76,6 +78,37 @@ def one_of(field: str, given: str | None, *, among: Any, default: str) -> str:
     if given not in known:
         raise Invalid([(field, f"got {given[:100]!r}, wanted one of {', '.join(known)}")])
     return given
+
+
+class Query:
+    """Reads a query string's values one by one; `check` then tells every wrong one at once."""
+
+    def __init__(self) -> None:
+        self._wrong: list[tuple[str, str]] = []
+
+    def words(self, field: str, given: list[str] | None, *, among: Iterable[str] | None = None) -> tuple[str, ...]:
+        """See `words`."""
+        return self._read((), words, field, given, among=among)
+
+    def one_of(self, field: str, given: str | None, *, among: Any, default: str) -> str:
+        """See `one_of`."""
+        return self._read(default, one_of, field, given, among=among, default=default)
+
+    def instant(self, field: str, given: datetime | None) -> int | None:
+        """See `instant`."""
+        return self._read(None, instant, field, given)
+
+    def check(self) -> None:
+        """Raise Invalid with all that was wrong."""
+        if self._wrong:
+            raise Invalid(self._wrong)
+
+    def _read(self, otherwise: T, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except Invalid as error:
+            self._wrong += error.errors
+            return otherwise
 
 
 def instant(field: str, given: datetime | None) -> int | None:

@@ -38,15 +38,17 @@ async def vp_backlog(
     `total`, `by_status` and `completion_rate` of every task it ever got, the others of what is open.
     """
     check_there(plane, vp)
+    query = asking.Query()
     filters = Filters(
         orchestrator=(vp,),
-        status=asking.words("status", status, among=STATUSES) or backlog.OPEN,
-        priority=asking.words("priority", priority, among=PRIORITIES),
-        tag=asking.words("tag", tag),
+        status=query.words("status", status, among=STATUSES) or backlog.OPEN,
+        priority=query.words("priority", priority, among=PRIORITIES),
+        tag=query.words("tag", tag),
         q=q or "",
     )
-    by: Sort = asking.one_of("sort", sort, among=Sort, default="claim")  # type: ignore[assignment] # one of Sort's words
-    descending = asking.one_of("order", order, among=Order, default="asc") == "desc"
+    by: Sort = query.one_of("sort", sort, among=Sort, default="claim")  # type: ignore[assignment] # one of Sort's words
+    descending = query.one_of("order", order, among=Order, default="asc") == "desc"
+    query.check()
     now_us = plane.clock.now_us()
 
     def look(conn: Connection) -> tuple[Page, dict[str, Any]]:

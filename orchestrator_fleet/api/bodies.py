@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Generator
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from litestar.dto import AbstractDTO
@@ -18,11 +18,12 @@ from litestar.dto.data_structures import DTOFieldDefinition
 from litestar.openapi.spec import Reference, Schema
 from litestar.typing import FieldDefinition
 
-from orchestrator_fleet.api.problems import Malformed
+from orchestrator_fleet.api.problems import Malformed, clearer
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.wire.nesting import MAX_DEPTH, is_too_deep
 
 MAX_ERRORS = 50
+_NO_CHOICE = re.compile(r"Invalid enum value (?P<got>.*)", re.DOTALL)
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -73,7 +74,7 @@ def _wrong_value(name: str, value: Any, kind: Any, *, strict: bool) -> list[Prob
     try:
         msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as problem:
-        return [_located(name, str(problem))]
+        return [_located(name, str(problem), kind)]
     return []
 
 
@@ -83,10 +84,19 @@ def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
     return next((one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
-def _located(name: str, problem: str) -> Problem:
+def _located(name: str, problem: str, kind: Any) -> Problem:
     match = _AT.match(problem)
     path, message = (match["path"] or "", match["message"]) if match else ("", problem)
-    return name + path, message.replace("`", "")
+    if wrong := _NO_CHOICE.match(message):
+        return name + path, f"got {wrong['got'][:100]}, wanted one of {', '.join(_choices(kind))}"
+    return name + path, clearer(message)
+
+
+def _choices(kind: Any) -> list[str]:
+    """The words that a type takes: `Literal["a", "b"] | list[Literal["a", "b"]]` -> a, b."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return list(dict.fromkeys(word for one in get_args(kind) for word in _choices(one)))
 
 
 def _unknown(name: str, known: list[str]) -> str:

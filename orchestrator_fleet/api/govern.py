@@ -22,19 +22,31 @@ async def govern(plane: Plane) -> None:
     while True:
         rules = plane.control.rules
         if rules is not followed:
-            await begin_anew(plane, rules)
+            await begin_anew(plane, rules, before=followed)
             followed = rules
         await _end_holds(plane)
-        if rules.limits:
+        # Also without limits: a claim under the rules before may have parked a task since they were followed.
+        if await plane.store.read(limits.any_are_parked):
             await _call_up(plane, rules)
-            if looks % FORGET_EVERY == 0:
-                await _forget(plane)
+        if rules.limits and looks % FORGET_EVERY == 0:
+            await _forget(plane)
         looks += 1
         await asyncio.sleep(GOVERN_S)
 
 
-async def begin_anew(plane: Plane, rules: Rules) -> None:
-    """Other rules are in force: what was parked stands in line again, and what runs counts on the new limits."""
+async def begin_anew(plane: Plane, rules: Rules, *, before: Rules | None = None) -> None:
+    """Other rules are in force: what was parked stands in line again, and what runs counts on the new limits.
+
+    Who has another budget than `before` asks anew whether it is spent.
+    """
+    for name in rules.orchestrators if before is not None else ():
+        if before is not None and before.of(name).budget != rules.of(name).budget:
+            now_us = plane.clock.now_us()
+            await plane.store.write(
+                lambda conn, name=name, now_us=now_us: holds.let_go(
+                    conn, orchestrator=name, reason="budget", now_us=now_us
+                )  # type: ignore[misc] # bound now
+            )
     while await plane.store.write(lambda conn: limits.unpark_all(conn, plane.clock.now_us())):
         pass
     after: str | None = ""

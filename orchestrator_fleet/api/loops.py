@@ -11,12 +11,14 @@ from orchestrator_fleet import log
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import FleetError, StoreError
+from orchestrator_fleet.orchestrators.presence import BEAT_S, LEASE_S, MISSED_BEATS
 from orchestrator_fleet.store import idempotency
 from orchestrator_fleet.tasks import life, reroute, schedules
 from orchestrator_fleet.tasks.schedules import Schedule
 
 RELOAD_S = 0.5
 SWEEP_S = 1.0
+MAX_SILENCE_S = MISSED_BEATS * BEAT_S
 INGEST_S = 0.5
 FORGET_S = 600.0
 SCHEDULE_S = 1.0
@@ -62,11 +64,18 @@ async def in_force(plane: Plane) -> None:
 
 
 async def route_again(plane: Plane) -> None:
-    """Follow the routing rules: after each change of them, what has not started goes where it belongs now."""
-    routed_by = None
+    """Follow the routing rules: after each change of them, what has not started goes where it belongs now.
+
+    So does what an orchestrator that is gone was still at, once that attempt has ended.
+    """
+    routed_by, looks = None, 0
     while True:
         if plane.control.dispatch is not routed_by:
-            routed_by = plane.control.dispatch
+            # Twice: what was being made under the rules before may be there only after the first look.
+            routed_by, looks = plane.control.dispatch, 2
+        if looks or plane.astray.is_set():
+            looks = max(0, looks - 1)
+            plane.astray.clear()
             await route_astray(plane)
         await asyncio.sleep(RELOAD_S)
 
@@ -82,7 +91,7 @@ async def route_astray(plane: Plane) -> None:
         settled = reroute.are_settled(conn, dispatch)
         return settled, reroute.astray(conn, dispatch, rules_changed=not settled)
 
-    # As a write, it comes after the writes that were routed by the rules before.
+    # As a write, on SQLite it comes after the writes that were routed by the rules before.
     settled, task_ids = await plane.store.write(look)
     moved = 0
     for start in range(0, len(task_ids), reroute.BATCH):
@@ -143,9 +152,12 @@ async def _fire(plane: Plane, schedule: Schedule) -> int | None:
         )
     except StoreError:
         raise  # all of them wait for the store
-    except Exception:  # noqa: BLE001 - one schedule must not stop the others
-        _log.exception("a schedule can't be followed", schedule=schedule.name)
+    except ValueError as wrong:
+        _log.error("a schedule can't be followed", schedule=schedule.name, problem=str(wrong))
         return None
+    except Exception:  # noqa: BLE001 - one schedule must not stop the others, nor itself for ever
+        _log.exception("a schedule's turn failed and comes again", schedule=schedule.name, again_s=MAX_AGAIN_S)
+        return now_us + round(MAX_AGAIN_S * SECOND_US)
     plane.pulse.nudge()
     for task in fired.made:
         _log.info("a schedule made a task", schedule=schedule.name, task=task.id)
@@ -153,19 +165,40 @@ async def _fire(plane: Plane, schedule: Schedule) -> int | None:
 
 
 async def sweep(plane: Plane) -> None:
-    """Take back tasks whose lease has run out; looks at the next expiry, at most SWEEP_S later."""
+    """Take back tasks whose lease has run out; looks at the next expiry, at most SWEEP_S later.
+
+    While the store can't be used, or this process stands still, nobody can beat: those who held a task before that get
+    time to say that they still do.
+    """
+    clock = asyncio.get_running_loop()
+    cut_off, looked_s = False, clock.time()
     while True:
-        next_us = await plane.store.read(life.next_lease_expiry)
-        left_s = SWEEP_S if next_us is None else (next_us - plane.clock.now_us()) / SECOND_US
-        if left_s > 0:
-            await asyncio.sleep(min(left_s, SWEEP_S))
-            continue
-        now_us = plane.clock.now_us()
-        expired = await plane.store.write(lambda conn, now_us=now_us: life.expire_leases(conn, now_us=now_us))  # type: ignore[misc] # bound now
-        plane.pulse.nudge()
-        _log.info("leases ran out", tasks=len(expired))
-        if any(task.orchestrator not in plane.control.orchestrators for task in expired):
-            await route_astray(plane)
+        cut_off = cut_off or clock.time() - looked_s > MAX_SILENCE_S
+        looked_s = clock.time()
+        try:
+            if cut_off:
+                until_us = plane.clock.now_us() + round(LEASE_S * SECOND_US)
+                await plane.store.write(lambda conn, until_us=until_us: life.hold_all(conn, until_us=until_us))  # type: ignore[misc] # bound now
+                cut_off = False
+            left_s = await _sweep(plane)
+        except StoreError as problem:
+            _log.error("leases can't be looked at", problem=str(problem))
+            cut_off, left_s = True, SWEEP_S
+        await asyncio.sleep(min(left_s, SWEEP_S))
+
+
+async def _sweep(plane: Plane) -> float:
+    """Seconds until it is worth another look."""
+    next_us = await plane.store.read(life.next_lease_expiry)
+    now_us = plane.clock.now_us()
+    if next_us is None or next_us > now_us:
+        return SWEEP_S if next_us is None else (next_us - now_us) / SECOND_US
+    expired = await plane.store.write(lambda conn: life.expire_leases(conn, now_us=now_us))
+    if not expired:
+        return SWEEP_S  # another control plane, or a beat, was there first
+    plane.pulse.nudge()
+    _log.info("leases ran out", tasks=len(expired))
+    return 0.0
 
 
 async def ingest(plane: Plane) -> None:
@@ -181,5 +214,6 @@ async def forget(plane: Plane) -> None:
     """Drop answers kept for Idempotency-Key when they are old."""
     while True:
         now_us = plane.clock.now_us()
-        await plane.store.write(lambda conn, now_us=now_us: idempotency.forget_old(conn, now_us=now_us))  # type: ignore[misc] # bound now
+        while await plane.store.write(lambda conn, now_us=now_us: idempotency.forget_old(conn, now_us=now_us)):  # type: ignore[misc] # bound now
+            pass
         await asyncio.sleep(FORGET_S)

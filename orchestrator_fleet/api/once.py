@@ -91,6 +91,7 @@ async def write_batched(
 
     `then` is told the answer right after the commit; the pulse tells everybody a moment later, so it may be left out.
     """
+    _check(key)
     if not key:
         answer = await plane.store.write_batched(fn, item)
         if then is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Connected(Protocol):
     """A daemon's connection, as the rest of the control plane sees it."""
 
     key: KnownKey
+    machine: str
     gone: asyncio.Event
 
     @property
@@ -73,7 +74,7 @@ class Plane:
         self.links: dict[str, Connected] = {}
         self.workers, self.readers, self.feed = Waiters(), Waiters(), Feed()
         self.pulse = Pulse(store, pass_on=self._pass_on)
-        self.closing, self.moved = asyncio.Event(), asyncio.Event()
+        self.closing, self.moved, self.astray = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.validations = Rate(burst=VALIDATE_BURST, per_s=VALIDATE_PER_S, now_us=clock.now_us)
         self._daemon_keys: Mapping[str, KnownKey] = {}
         self._keys_read_at = float("-inf")
@@ -155,7 +156,19 @@ class Plane:
         task = event.data.get("task", {})
         if task.get("status") == "IN_PROGRESS":
             return
-        # It stands in line now, or it left a place free.
-        self.workers.wake([name for name in (task.get("orchestrator"), event.orchestrator) if name])
+        if event.attempt and task.get("status") in ("TODO", "BLOCKED") and self._is_gone(task.get("orchestrator")):
+            self.astray.set()
+        # It stands in line now, or it left a place free: its orchestrator's, or its machine's.
+        names = (task.get("orchestrator"), event.orchestrator, *self._neighbours(event.machine))
+        self.workers.wake([name for name in names if name])
         for link in list(self.links.values()):
             link.taken_away(event.task, attempt=event.attempt or 0, reason=event.data.get("reason") or event.kind)
+
+    def _neighbours(self, machine: str | None) -> Sequence[str]:
+        """Who is connected from a machine whose sessions are counted."""
+        if machine not in self.control.rules.sessions_on:
+            return ()
+        return [name for name, link in self.links.items() if link.machine == machine]
+
+    def _is_gone(self, orchestrator: str | None) -> bool:
+        return orchestrator is not None and orchestrator not in self.control.orchestrators

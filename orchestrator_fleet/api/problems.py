@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +14,7 @@ from litestar.exceptions import HTTPException, InternalServerException, Validati
 from orchestrator_fleet import errors, log
 from orchestrator_fleet.history.database import HistoryUnusable
 from orchestrator_fleet.history.sql import QueryInvalid, QueryTooLong
-from orchestrator_fleet.wire.http import FieldError, ProblemDetails
+from orchestrator_fleet.wire.http import NO_NUL, FieldError, ProblemDetails
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:orchestrator-fleet:problem:"
@@ -21,6 +22,15 @@ RETRY_AFTER_S = 1
 
 # These pass by themselves, or by somebody's hand: the caller does well to come again.
 _COME_BACK = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE, HTTPStatus.TOO_MANY_REQUESTS)
+
+# What msgspec says of a value, where it takes a programmer to know what was wanted.
+_CLEARER = (
+    (
+        re.compile(r"Invalid RFC3339 encoded datetime|Expected datetime with a timezone component"),
+        "wanted a time with its zone (RFC 3339), such as 2026-11-20T09:00:00Z",
+    ),
+    (re.compile(re.escape(f"Expected str matching regex {NO_NUL!r}")), "got a NUL character; leave it out"),
+)
 
 _log = log.get(__name__)
 
@@ -142,7 +152,13 @@ def _of_validation(error: ValidationException) -> ProblemDetails:
 def _field_error(key: str, message: str) -> FieldError:
     if key == "data":
         return FieldError(field="body", message="is missing; send a JSON object")
-    return FieldError(field=key, message=message.replace("`", ""))
+    return FieldError(field=key, message=clearer(message))
+
+
+def clearer(message: str) -> str:
+    """What msgspec says of a wrong value, so that it says what was wanted."""
+    plain = message.replace("`", "")
+    return next((text for said, text in _CLEARER if said.match(plain)), plain)
 
 
 def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

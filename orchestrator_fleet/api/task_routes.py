@@ -68,20 +68,22 @@ async def list_tasks(
     cursor: Cursor = None,
 ) -> dict[str, Any]:
     """Tasks, by default in the order in which they will be claimed."""
+    query = asking.Query()
     filters = Filters(
-        status=asking.words("status", status, among=STATUSES),
-        blocked_reason=asking.words("blocked_reason", blocked_reason, among=BLOCKED_REASONS),
-        priority=asking.words("priority", priority, among=PRIORITIES),
-        orchestrator=asking.words("orchestrator", orchestrator),
-        discipline=asking.words("discipline", discipline),
-        tag=asking.words("tag", tag),
+        status=query.words("status", status, among=STATUSES),
+        blocked_reason=query.words("blocked_reason", blocked_reason, among=BLOCKED_REASONS),
+        priority=query.words("priority", priority, among=PRIORITIES),
+        orchestrator=query.words("orchestrator", orchestrator),
+        discipline=query.words("discipline", discipline),
+        tag=query.words("tag", tag),
         q=q or "",
-        due_before_us=asking.instant("due_before", due_before),
-        due_after_us=asking.instant("due_after", due_after),
-        created_after_us=asking.instant("created_after", created_after),
+        due_before_us=query.instant("due_before", due_before),
+        due_after_us=query.instant("due_after", due_after),
+        created_after_us=query.instant("created_after", created_after),
     )
-    by: Sort = asking.one_of("sort", sort, among=Sort, default="claim")  # type: ignore[assignment] # one of Sort's words
-    descending = asking.one_of("order", order, among=Order, default="asc") == "desc"
+    by: Sort = query.one_of("sort", sort, among=Sort, default="claim")  # type: ignore[assignment] # one of Sort's words
+    descending = query.one_of("order", order, among=Order, default="asc") == "desc"
+    query.check()
     now_us = plane.clock.now_us()
     page = await plane.store.read(
         lambda conn: life.list_tasks(

@@ -54,12 +54,14 @@ async def list_vps(
     cursor: Cursor = None,
 ) -> dict[str, Any]:
     """Declared orchestrators with what is seen of them, all of one moment."""
-    by = asking.one_of("sort", sort, among=Sort, default="name")
-    descending = asking.one_of("order", order, among=Order, default="asc") == "desc"
+    query = asking.Query()
+    by = query.one_of("sort", sort, among=Sort, default="name")
+    descending = query.one_of("order", order, among=Order, default="asc") == "desc"
+    wanted_status = query.words("status", status, among=STATUSES)
+    wanted = {"discipline": query.words("discipline", discipline), "machine": query.words("machine", machine)}
+    labels = _labels(query.words("label", label))
+    query.check()
     after = _read_cursor(cursor, by)
-    wanted_status = asking.words("status", status, among=STATUSES)
-    wanted = {"discipline": asking.words("discipline", discipline), "machine": asking.words("machine", machine)}
-    labels = _labels(asking.words("label", label))
     names = [
         name
         for name, spec in plane.control.orchestrators.items()

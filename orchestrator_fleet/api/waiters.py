@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+RECENT_S = 60.0
 
 
 class Waiters:
@@ -13,6 +16,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._left_at: dict[str, float] = {}
 
     @contextmanager
     def waiting(self, orchestrator: str) -> Iterator[asyncio.Event]:
@@ -22,13 +26,15 @@ class Waiters:
         try:
             yield event
         finally:
+            self._left_at[orchestrator] = time.monotonic()
             self._events[orchestrator].discard(event)
             if not self._events[orchestrator]:
                 del self._events[orchestrator]
 
     def anybody(self, orchestrator: str) -> bool:
-        """Whether somebody waits for work of `orchestrator` now."""
-        return orchestrator in self._events
+        """Whether somebody waits for work of `orchestrator`, or did within RECENT_S: clients that poll come and go."""
+        left_at = self._left_at.get(orchestrator, float("-inf"))
+        return orchestrator in self._events or time.monotonic() - left_at < RECENT_S
 
     def wake(self, orchestrators: Iterable[str]) -> None:
         """Let everybody who waits for one of these look again."""

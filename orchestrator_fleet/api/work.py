@@ -62,7 +62,8 @@ async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s
         while True:
             woken.clear()
             got = await _claim(plane, claimant, limit=limit)
-            if got.grants or plane.closing.is_set() or loop.time() >= deadline:
+            is_over = plane.closing.is_set() or claimant.orchestrator not in plane.control.orchestrators
+            if got.grants or is_over or loop.time() >= deadline:
                 return got
             left_s = deadline - loop.time()
             if got.again_at_us is not None:
@@ -95,8 +96,8 @@ async def _claim(plane: Plane, claimant: Claimant, *, limit: int) -> Claimed:
         # It commits all the same: whoever asked is gone, so the tasks go back in line.
         await _give_back(plane, claimant, (await asyncio.shield(writing)).grants)
         raise
-    if got.grants:
-        plane.pulse.nudge()
+    # Also without grants: what was ripe, or is over a budget, has its events.
+    plane.pulse.nudge()
     return got
 
 

@@ -14,9 +14,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from orchestrator_fleet.cli.client import ControlPlane
-from orchestrator_fleet.errors import FleetError
+from orchestrator_fleet.errors import ControlPlaneError, FleetError
 
 MAX_TASKS = 10_000
+MAX_NAME_CHARS = 100
 MAX_DEPENDENCIES = 200  # looked at one by one, each time
 POLL_S = 0.5
 _CLOCK_SLACK = timedelta(seconds=1)
@@ -66,14 +67,25 @@ def _in_order(items: list[Task], *, name: str) -> list[Task]:
 def submit(
     plane: ControlPlane, items: Iterable[Task], *, told: Callable[[Task], None], idempotency_key: str | None = None
 ) -> None:
-    """Create the tasks of an ordered list; `told` gets each as the API shows it."""
+    """Create the tasks of an ordered list; `told` gets each as the API shows it.
+
+    A ControlPlaneError says which of several it was, and how many stand already.
+    """
     ids: dict[str, str] = {}
-    for item in items:
+    items = list(items)
+    for added, item in enumerate(items):
         body = {field: value for field, value in item.items() if field not in ("ref", "after")}
         after = [ids[ref] for ref in item.get("after", [])]
         if after:
             body["depends_on"] = [*body.get("depends_on", []), *after]
-        task: Task = plane.post("/api/tasks", body, idempotency_key=idempotency_key)
+        try:
+            task: Task = plane.post("/api/tasks", body, idempotency_key=idempotency_key)
+        except ControlPlaneError as error:
+            if len(items) == 1:
+                raise
+            name = str(item.get("ref") or item.get("title") or "a task without a title")[:MAX_NAME_CHARS]
+            which = f"{name}, when {added} of {len(items)} were added"
+            raise ControlPlaneError(f"{which}: {error}", status=error.status, code=error.code) from None
         if "ref" in item:
             ids[str(item["ref"])] = task["id"]
         told(task)

@@ -36,6 +36,9 @@ def _filters(function: F) -> F:
         click.option("--discipline", multiple=True, metavar="NAME", help="Repeatable."),
         click.option("--tag", multiple=True, metavar="WORD", help="Repeatable."),
         click.option("-q", "--text", "q", metavar="TEXT", help="Words in the title or description."),
+        click.option("--due-before", metavar="TIME", help="RFC 3339."),
+        click.option("--due-after", metavar="TIME", help="RFC 3339."),
+        click.option("--created-after", metavar="TIME", help="RFC 3339."),
     )
     for option in reversed(options):
         function = option(function)
@@ -57,6 +60,8 @@ def command() -> None:
 @click.option("--metadata", multiple=True, type=PAIR, help="More about it; repeatable.")
 @click.option("--depends-on", multiple=True, metavar="TASK", help="A task that must be done first; repeatable.")
 @click.option("--due", "due_at", metavar="TIME", help="When it should be done, RFC 3339.")
+@click.option("--not-before", "available_at", metavar="TIME", help="When it may begin, RFC 3339.")
+@click.option("--estimate", "estimate_s", type=DURATION, help="How long it takes: 90s, 15m, 2h.")
 @click.option("--max-attempts", type=click.IntRange(1, 100), help="Attempts before it waits for a person.")
 @click.option("--idempotency-key", metavar="TEXT", help="The same key and task again creates nothing new.")
 @click.option("--from", "source", metavar="FILE", help="Many tasks: a JSON list of the API's fields; - is stdin.")
@@ -97,15 +102,22 @@ def add(
 
 def _items(source: str | None, given: dict[str, Any]) -> list[submission.Task]:
     """The tasks that the command line names: one by options, or those of a file."""
-    fields = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
+    fields: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value not in (None, ())
+    }
     if source is None:
         if "title" not in fields:
             raise click.UsageError("give --title, or --from FILE")
         if "metadata" in fields:
             fields["metadata"] = dict(fields["metadata"])
+        if "estimate_s" in fields:
+            fields["estimate_s"] = round(fields["estimate_s"])
         return [fields]
     if fields:
-        raise click.UsageError(f"--from takes all fields from the file; drop {', '.join(f'--{n}' for n in fields)}")
+        options = [one.opts[0] for one in add.params if one.name in fields]
+        raise click.UsageError(f"--from takes all fields from the file; drop {', '.join(options)}")
     return submission.parse(_read(source), name=source)
 
 
@@ -136,7 +148,7 @@ def _print_added(tasks: list[submission.Task], *, many: bool) -> None:
 
 def _whereto(task: submission.Task) -> str:
     if not task.get("orchestrator"):
-        return "no orchestrator: no rule matched"
+        return str(task.get("condition") or "nobody gets it")
     return f"{task['orchestrator']} (route {task['route']})" if task.get("route") else str(task["orchestrator"])
 
 

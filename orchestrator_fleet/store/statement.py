@@ -21,10 +21,19 @@ Convert = Callable[[Any], Any]
 
 
 class Statement:
-    """A Core statement. `sets` are the columns that an INSERT or UPDATE writes, each a value by its name."""
+    """A Core statement. `sets` are the columns that an INSERT or UPDATE writes, each a value by its name.
 
-    def __init__(self, core: sa.Select[Any] | sa.Insert | sa.Update | sa.Delete, *, sets: Sequence[str] = ()) -> None:
-        self._core, self._sets = core, list(sets)
+    `in_order`: what runs it for many rows needs them locked in the order in which they are given.
+    """
+
+    def __init__(
+        self,
+        core: sa.Select[Any] | sa.Insert | sa.Update | sa.Delete,
+        *,
+        sets: Sequence[str] = (),
+        in_order: bool = False,
+    ) -> None:
+        self._core, self._sets, self._in_order = core, list(sets), in_order
         self._compiled: dict[str, _Compiled] = {}
 
     def rows(self, conn: Connection, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -47,27 +56,25 @@ class Statement:
         """Run it once for each of `values`, in one round trip; how many rows were changed in all."""
         compiled = self._for(conn)
         cursor = _raw(conn).cursor()
-        cursor.executemany(compiled.text, [compiled.bind(one) for one in values])
-        changed: int = cursor.rowcount
-        return changed
+        return compiled.run_many(cursor, [compiled.bind(one) for one in values])
 
     def many_of(self, conn: Connection, values: Sequence[msgspec.Struct]) -> None:
         """Run it once for each struct, whose fields are named as what it `sets`."""
         compiled = self._for(conn)
-        _raw(conn).cursor().executemany(compiled.text, compiled.bind_all(values))
+        compiled.run_many(_raw(conn).cursor(), compiled.bind_all(values))
 
     def _for(self, conn: Connection) -> _Compiled:
         dialect = conn.dialect
         found = self._compiled.get(dialect.name)
         if found is None:
-            found = self._compiled[dialect.name] = _Compiled(self._core, dialect, self._sets)
+            found = self._compiled[dialect.name] = _Compiled(self._core, dialect, self._sets, in_order=self._in_order)
         return found
 
 
 class _Compiled:
     """The text for one dialect, and what its values and columns need to pass through."""
 
-    def __init__(self, core: Any, dialect: sa.Dialect, sets: list[str]) -> None:
+    def __init__(self, core: Any, dialect: sa.Dialect, sets: list[str], *, in_order: bool) -> None:
         compiled = core.compile(dialect=dialect, column_keys=sets or None)
         self.text: str = compiled.string
         self._constants = {name: bind.value for bind, name in compiled.bind_names.items() if not bind.required}
@@ -75,10 +82,13 @@ class _Compiled:
         names = list(compiled.positiontup) if compiled.positional else list(kinds)
         self._positional = compiled.positional
         self._names = names
+        self._columns = [f"v{number}" for number in range(len(names))]
         self._pick = itemgetter(*names) if len(names) > 1 else None
         self._encode = [(name, how) for name, kind in kinds.items() if (how := kind.bind_processor(dialect))]
         self._fields: tuple[list[tuple[int, Convert]], Callable[[list[Any]], Any]] | None = None
         self.converted = _converters(core, dialect)
+        at_once = dialect.name == "postgresql" and not in_order
+        self._text_of_many = _of_many(self.text, kinds, dialect) if at_once else None
 
     def bind(self, given: Mapping[str, Any]) -> Any:
         """The values as the driver wants them."""
@@ -108,12 +118,42 @@ class _Compiled:
             bound.append(pick(values))
         return bound if self._positional else [dict(zip(self._names, one, strict=True)) for one in bound]
 
+    def run_many(self, cursor: Any, bound: Sequence[Any]) -> int:
+        """Run it once for each, as one statement where that can be said; how many rows were changed in all."""
+        if self._text_of_many is not None and len(bound) > 1:
+            rows = [dict(zip(self._columns, one.values(), strict=True)) for one in bound]
+            cursor.execute(self._text_of_many, (msgspec.json.encode(rows).decode(),))
+        else:
+            cursor.executemany(self.text, bound)
+        changed: int = cursor.rowcount
+        return changed
+
     def read(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """A row as Python's values."""
         values = list(row)
         for number, how in self.converted:
             values[number] = how(values[number])
         return tuple(values)
+
+
+def _of_many(text: str, kinds: Mapping[str, Any], dialect: sa.Dialect) -> str | None:
+    """The same for many rows at once, which come as one JSON text; None where it can't be said so.
+
+    The driver's own executemany sends, and PostgreSQL runs, as many statements as there are rows.
+    """
+    # On a conflict a row may come twice, which one statement refuses.
+    if " ON CONFLICT " in text or any(isinstance(kind, sa.ARRAY | sa.types.NullType) for kind in kinds.values()):
+        return None
+    for number, name in enumerate(kinds):
+        text = text.replace(f"%({name})s", f"one.v{number}")
+    columns = ", ".join(f"v{number} {kind.compile(dialect)}" for number, kind in enumerate(kinds.values()))
+    source = f"json_to_recordset(%s::json) AS one ({columns})"
+    if text.startswith("INSERT ") and text.count(" VALUES (") == 1 and text.endswith(")"):
+        head, _, row = text.partition(" VALUES (")
+        return f"{head} SELECT {row[:-1]} FROM {source}"  # noqa: S608 (made of a compiled statement)
+    if text.startswith("UPDATE ") and text.count(" WHERE ") == 1:
+        return text.replace(" WHERE ", f" FROM {source} WHERE ")
+    return None
 
 
 def _converters(core: Any, dialect: sa.Dialect) -> list[tuple[int, Convert]]:

@@ -14,8 +14,6 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from orchestrator_fleet.errors import TaskError
-from orchestrator_fleet.store import outbox
-from orchestrator_fleet.store.outbox import Event
 from orchestrator_fleet.tasks import change, queries, rows
 from orchestrator_fleet.tasks.dispatch import Dispatch
 from orchestrator_fleet.tasks.queries import Filters
@@ -111,9 +109,6 @@ def each(conn: Connection, task_id: str, act: Callable[[TaskRow], TaskRow]) -> R
 @contextmanager
 def savepoint(conn: Connection, *, undo: bool = False) -> Iterator[None]:
     """What is written inside is undone when it raises, and with `undo` in any case."""
-    # Events of PostgreSQL wait here for the commit, where no ROLLBACK TO reaches them.
-    waiting: list[Event] | None = conn.info.get(outbox.PENDING)
-    events = 0 if waiting is None else len(waiting)
     mark = conn.begin_nested()
     kept = False
     try:
@@ -124,8 +119,6 @@ def savepoint(conn: Connection, *, undo: bool = False) -> Iterator[None]:
             mark.commit()
         else:
             mark.rollback()
-            if waiting is not None:
-                del waiting[events:]
 
 
 def _do(conn: Connection, task: TaskRow, order: Order, *, dispatch: Dispatch, actor: str, now_us: int) -> TaskRow:

@@ -180,7 +180,8 @@ def set_status(
             transitions.check(task, status)
             raise InvalidTransition(f"{task.id}: only a claim makes a task IN_PROGRESS; poll for it, or assign it")
     after = rows.apply(conn, task, transitions.completed(task, result=task.result, now_us=now_us), now_us=now_us)
-    run_s = _end(conn, task, outcome="done", reason=reason, now_us=now_us)
+    # Somebody else said that it is done: the attempt did not, and its own report comes too late.
+    run_s = _end(conn, task, outcome="released", reason=reason, now_us=now_us)
     rows.tell(conn, "task_done", after, actor=actor, now_us=now_us, outcome="done", reason=reason, run_s=run_s)
     dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return Changed(task=after, stopped=rows.stopped(task))
@@ -321,7 +322,8 @@ def _refuse_final(task: TaskRow) -> None:
 
 def _refuse_stale(task: TaskRow, version: int | None) -> None:
     if version is not None and version != task.version:
-        raise Conflict("stale", f"{task.id}: it is at version {task.version}, got {version}; read it again")
+        got = f"got {version}" if version > 0 else "got one that it never had"
+        raise Conflict("stale", f"{task.id}: it is at version {task.version}, {got}; read it again")
 
 
 def _refuse_not_awaiting(task: TaskRow) -> None:

@@ -36,9 +36,15 @@ _OPEN = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_LINE = Statement(_OPEN)
 # Only CRITICAL tasks begin in class 0; others may have aged into it.
-_CRITICAL_LINE = Statement(_OPEN.where(sa.text("rank = 0 AND priority = 'CRITICAL'")))
+_CRITICAL = sa.text("rank = 0 AND priority = 'CRITICAL'")
+_LINES = {
+    # (only CRITICAL, only what was approved past the budget)
+    (False, False): Statement(_OPEN),
+    (True, False): Statement(_OPEN.where(_CRITICAL)),
+    (False, True): Statement(_OPEN.where(tasks.c.over_budget)),
+    (True, True): Statement(_OPEN.where(_CRITICAL, tasks.c.over_budget)),
+}
 
 
 def claim(
@@ -127,7 +133,7 @@ def _take(conn: Connection, places: Sequence[Ask], *, through: Gate, now_us: int
         return [], False
     if through.blocks_budget:
         _block(conn, places, through, now_us=now_us)
-    line = _CRITICAL_LINE if through.only_critical else _LINE
+    line = _LINES[through.only_critical, through.blocks_budget]
     rules, orchestrator = places[0].rules, places[0].orchestrator
     taken: list[TaskRow] = []
     for look in range(MAX_LOOKS if rules.limits else 1):
@@ -135,25 +141,21 @@ def _take(conn: Connection, places: Sequence[Ask], *, through: Gate, now_us: int
         # Nearly always the first of the line have room; where not, look at more at once.
         most = max(wanted, LOOK) if look else wanted
         found = [TaskRow(*row) for row in line.rows(conn, {"orchestrator": orchestrator, "most": most})]
-        affordable = [task for task in found if task.over_budget] if through.blocks_budget else found
-        sorted_out = limits.sort_out(conn, affordable, rules=rules, most=wanted, now_us=now_us)
+        sorted_out = limits.sort_out(conn, found, rules=rules, most=wanted, now_us=now_us)
         taken += _begin(conn, places[len(taken) :], sorted_out.taken, now_us=now_us)
         left = len(places) - len(taken)
-        if left == 0:
-            return taken, False
-        if not rules.limits:
+        if left == 0 or not rules.limits:
             return taken, False
         if len(found) < most and not limits.call_up_for(conn, orchestrator, rules=rules, most=left, now_us=now_us):
-            return taken, False
-        if through.blocks_budget and not sorted_out.parked:
             return taken, False
     return taken, True
 
 
 def _block(conn: Connection, places: Sequence[Ask], through: Gate, *, now_us: int) -> None:
     """Its budget is spent: what would begin now waits for somebody who approves it, or for the budget's window."""
-    line = _CRITICAL_LINE if through.only_critical else _LINE
-    found = line.rows(conn, {"orchestrator": places[0].orchestrator, "most": len(places)})
+    found = _LINES[through.only_critical, False].rows(
+        conn, {"orchestrator": places[0].orchestrator, "most": len(places)}
+    )
     over = [task for task in (TaskRow(*row) for row in found) if not task.over_budget]
     changes = [(task, transitions.waits_for_budget(task, through.again_at_us, through.reason)) for task in over]
     waiting = rows.apply_all(conn, changes, now_us=now_us)
@@ -210,8 +212,10 @@ def _nothing(conn: Connection, ask: Ask, through: Gate, *, now_us: int) -> Claim
         ripen.next_available(conn, ask.orchestrator),
         limits.next_opening(conn, ask.orchestrator, ask.rules, now_us),
     ]
+    parked_at = limits.where_parked(conn, ask.orchestrator) if ask.rules.limits and not through.reason else None
+    reason = NO_WORK if parked_at is None else f"what is left in line waits at a full limit: {parked_at}"
     return Claimed(
-        reason=through.reason or NO_WORK, again_at_us=min((at for at in moments if at is not None), default=None)
+        reason=through.reason or reason, again_at_us=min((at for at in moments if at is not None), default=None)
     )
 
 

@@ -148,7 +148,8 @@ def _settle(conn: Connection, good: Sequence[_Good], *, now_us: int) -> None:
     used = [(one.task.orchestrator or "", one.report.usage) for one in good if one.report.usage is not None]
     if used:
         spending.settle_all(conn, used, now_us=now_us)
-    for one in good:
+    # In one order for everybody, as the holds are held together.
+    for one in sorted(good, key=lambda one: one.task.orchestrator or ""):
         if one.report.outcome == "quota":
             holds.put(
                 conn,

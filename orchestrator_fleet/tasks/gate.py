@@ -97,7 +97,7 @@ def decide(
         stops.append(Binding(kind="machine", reason=text))
     affordable = PLENTY if rules.budget is None else _affordable(rules.budget, seen)
     over = _over_budget(rules.budget, seen) if rules.budget is not None and affordable <= 0 else None
-    if over is not None and rules.budget is not None and rules.budget.on_breach == "pause":
+    if over is not None and rules.budget is not None and not _blocks(rules.budget, seen.spent):
         stops.append(over)
     closed = None if rules.hours is None else _closed(rules.hours, now_us)
     after = (closed,) if closed is not None else ()
@@ -193,6 +193,11 @@ def _affordable(budget: Budget, seen: Seen) -> int:
         if mean * PLENTY > limit - used:
             most = min(most, math.ceil((limit - used) / mean) - seen.running)
     return most
+
+
+def _blocks(budget: Budget, spent: Spent) -> bool:
+    """Whether what would begin is to be approved. What runs may use less than the average: that is waited for."""
+    return budget.on_breach == "escalate" and any(used >= limit for limit, used, _ in _windows(budget, spent))
 
 
 def _windows(budget: Budget, spent: Spent) -> Iterable[tuple[float, float, float]]:

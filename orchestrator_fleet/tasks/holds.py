@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.store import locks, outbox
-from orchestrator_fleet.store.schema import holds
+from orchestrator_fleet.store.schema import holds, tasks
 from orchestrator_fleet.store.statement import Statement
 
 Kind = Literal["pause", "quota"]
@@ -42,6 +42,16 @@ _OVER = sa.select(*_COLUMNS).where(holds.c.until_us <= sa.bindparam("now")).orde
 _NEXT = sa.select(sa.func.min(holds.c.until_us))
 _INSERT = holds.insert()
 _DELETE = holds.delete().where(_KEY)
+_LET_GO = (
+    tasks.update()
+    .where(
+        tasks.c.orchestrator == sa.bindparam("of"),
+        tasks.c.status == "BLOCKED",
+        tasks.c.blocked_reason == sa.bindparam("for_a"),
+        tasks.c.ripens_at_us > sa.bindparam("now"),
+    )
+    .values(ripens_at_us=sa.bindparam("now"))
+)
 
 
 def put(
@@ -67,13 +77,20 @@ def put(
 def lift(
     conn: Connection, *, orchestrator: str, by: str, reason: str | None, now_us: int, kind: Kind = "pause"
 ) -> bool:
-    """End a hold; whether there was one."""
+    """End a hold, and with a quota's the wait of the tasks that met it; whether there was one."""
     locks.hold(conn, _lock(orchestrator))
     held = next((hold for hold in find(conn, orchestrator) if hold.kind == kind), None)
     if held is None:
         return False
     _end(conn, held, actor=by, reason=reason, now_us=now_us)
+    if kind == "quota":
+        let_go(conn, orchestrator=orchestrator, reason="quota", now_us=now_us)
     return held in in_force([held], now_us)
+
+
+def let_go(conn: Connection, *, orchestrator: str, reason: Literal["quota", "budget"], now_us: int) -> None:
+    """Let the tasks that a spent quota or budget holds wait no longer: the next claim puts them in line."""
+    conn.execute(_LET_GO, {"of": orchestrator, "for_a": reason, "now": now_us})
 
 
 def find(conn: Connection, orchestrator: str) -> list[Hold]:

@@ -29,6 +29,7 @@ ONE_STEP_US = 3 * SECOND_US
 _BEAT = Statement(
     tasks.update().where(tasks.c.id == sa.bindparam("key"), tasks.c.token == sa.bindparam("by"), sa.text(RUNNING)),
     sets=("lease_until_us",),
+    in_order=True,
 )
 _EXPIRED = (
     sa.select(*rows.COLUMNS)

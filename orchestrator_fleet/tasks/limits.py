@@ -237,7 +237,7 @@ def call_up(conn: Connection, *, rules: Rules, now_us: int) -> int:
     Of each orchestrator only what comes before the first of its line: what stands there may be what was called up
     already. An event `limit_freed` wakes those who wait for it.
     """
-    if not _may_be_parked(conn):
+    if not any_are_parked(conn):
         return 0
     locks.hold(conn, _LOCK)
     called = 0
@@ -260,6 +260,16 @@ def call_up_for(conn: Connection, orchestrator: str, *, rules: Rules, most: int,
         len(_unpark_first(conn, at, orchestrator, most=min(room, most)))
         for at, room in _with_room(conn, keys, rules, now_us)
     )
+
+
+def any_are_parked(conn: Connection) -> bool:
+    """Whether any task is parked at all."""
+    return conn.execute(_ANY_PARKED).first() is not None
+
+
+def where_parked(conn: Connection, orchestrator: str) -> str | None:
+    """A full limit (`limit=value`) at which the orchestrator has tasks parked; None when it has none."""
+    return next((at for (at,) in _KEYS_OF_ONE.rows(conn, {"of": orchestrator})), None)
 
 
 def next_opening(conn: Connection, orchestrator: str, rules: Rules, now_us: int) -> int | None:
@@ -289,8 +299,8 @@ def recount(conn: Connection, *, rules: Rules, after: str = "") -> str | None:
 
     Answers the task to go on after, None when that was the last.
     """
-    locks.hold(conn, _LOCK)
     some = [TaskRow(*row) for row in conn.execute(_SOME_RUNNING, {"after": after})]
+    locks.hold(conn, _LOCK)  # after the rows, as who claims or ends an attempt takes them
     for task in some:
         counts_on = [[limit.name, value] for limit, value in applying(task, rules.limits)] or None
         if counts_on == task.counts_on:
@@ -369,10 +379,6 @@ def _with_room(conn: Connection, keys: Sequence[str], rules: Rules, now_us: int)
         room = _room(conn, declared[name], value, now_us) if name in declared else BATCH
         if room > 0:
             yield at, min(room, BATCH)
-
-
-def _may_be_parked(conn: Connection) -> bool:
-    return conn.execute(_ANY_PARKED).first() is not None
 
 
 def _call(conn: Connection, at: str, orchestrator: str, *, most: int, now_us: int) -> int:

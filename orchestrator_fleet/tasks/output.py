@@ -19,9 +19,14 @@ MAX_ATTEMPT_BYTES = 1 << 20
 MAX_READ = 1_000
 SESSION_STREAMS = ("stdout", "stderr")
 
-_ATTEMPT = sa.select(
-    attempts.c.attempt, attempts.c.stdout_bytes, attempts.c.stderr_bytes, attempts.c.log_bytes, attempts.c.outcome
-).where(attempts.c.task == sa.bindparam("of_task"), attempts.c.token == sa.bindparam("by"))
+# Held: a daemon that connected again sends a piece again, maybe while the first is still on its way in.
+_ATTEMPT = (
+    sa.select(
+        attempts.c.attempt, attempts.c.stdout_bytes, attempts.c.stderr_bytes, attempts.c.log_bytes, attempts.c.outcome
+    )
+    .where(attempts.c.task == sa.bindparam("of_task"), attempts.c.token == sa.bindparam("by"))
+    .with_for_update()
+)
 _INSERT = attempt_log.insert()
 _COUNT = attempts.update().where(
     attempts.c.task == sa.bindparam("of_task"), attempts.c.attempt == sa.bindparam("number")

@@ -29,7 +29,9 @@ _RIPE = Statement(
     .with_for_update(skip_locked=True)
 )
 # Without the rows: it runs at each claim, and nearly always there are none.
-_ANY = Statement(sa.select(tasks.c.id).where(tasks.c.ripens_at_us <= sa.bindparam("now")).limit(1))
+_ANY = Statement(
+    sa.select(tasks.c.id).where(tasks.c.ripens_at_us <= sa.bindparam("now")).order_by(tasks.c.ripens_at_us).limit(1)
+)
 _MOVE = Statement(tasks.update().where(tasks.c.id == sa.bindparam("key")), sets=_PLACE)
 _WAKES = Statement(
     sa.select(sa.func.min(tasks.c.wakes_at_us)).where(

@@ -43,7 +43,8 @@ _BACK_US = tuple(days * 86_400 * SECOND_US for days in (1, 31, 366))
 
 _ROW = sa.select(schedules).where(schedules.c.name == sa.bindparam("key"))
 _ROWS = sa.select(schedules.c.name, schedules.c.until_us)
-_STATUS = sa.select(tasks.c.status).where(tasks.c.id == sa.bindparam("key"))
+# Held, so that one that is open is so still when it is replaced.
+_STATUS = sa.select(tasks.c.status).where(tasks.c.id == sa.bindparam("key")).with_for_update()
 _INSERT = schedules.insert()
 _UPDATE = schedules.update().where(schedules.c.name == sa.bindparam("key"))
 _FORGET = schedules.delete().where(schedules.c.name == sa.bindparam("key"))

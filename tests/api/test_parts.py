@@ -20,7 +20,7 @@ from orchestrator_fleet.clock import SECOND_US, FrozenClock
 from orchestrator_fleet.orchestrators import presence
 from orchestrator_fleet.orchestrators.access import Denied, KnownKey, check, declared
 from orchestrator_fleet.orchestrators.presence import Seen
-from orchestrator_fleet.wire.http import CompleteTask, CreateTask
+from orchestrator_fleet.wire.http import BulkTasks, CompleteTask, CreateTask
 
 NOW_US = 1_767_225_600 * SECOND_US
 HERE = Seen(connected=True, last_seen_us=NOW_US, sessions_max=2, sessions=1, generation="g", since_us=NOW_US)
@@ -118,6 +118,19 @@ def test_nested_fields_are_named_by_their_path() -> None:
 def _leaves(kind: type[Exception]) -> list[type[Exception]]:
     below = [leaf for child in kind.__subclasses__() for leaf in _leaves(child)]
     return [kind, *below]
+
+
+def test_a_wrong_word_is_told_with_the_right_ones() -> None:
+    """Also deep inside, and in a list; and a NUL is called by its name, not by a pattern."""
+    raw = b'{"action": "zap", "filter": {"status": ["TODO", "x"], "priority": "y", "q": "\\u0000"}}'
+    with pytest.raises(errors.Invalid) as wrong:
+        decode(raw, BulkTasks)
+    assert sorted(wrong.value.errors) == [
+        ("action", "got 'zap', wanted one of cancel, retry, assign, priority"),
+        ("filter.priority", "got 'y', wanted one of CRITICAL, HIGH, MEDIUM, LOW"),
+        ("filter.q", "got a NUL character; leave it out"),
+        ("filter.status[1]", "got 'x', wanted one of TODO, IN_PROGRESS, BLOCKED, DONE, CANCELLED"),
+    ]
 
 
 def test_every_error_of_the_tree_has_a_status() -> None:

@@ -110,6 +110,27 @@ def test_every_wrong_field_is_told_at_once(shared: ControlPlane) -> None:
     messages = {error["field"]: error["message"] for error in answer.json()["errors"]}
     assert messages["titel"] == "is not a known field; did you mean title?"
     assert messages["title"] == "is required"
+    assert messages["priority"] == "got 'URGENT', wanted one of CRITICAL, HIGH, MEDIUM, LOW"
+    assert messages["due_at"] == "wanted a time with its zone (RFC 3339), such as 2026-11-20T09:00:00Z"
+
+
+@pytest.mark.parametrize("path", ["/api/tasks", "/api/vps/vp-a/backlog", "/api/vps"])
+def test_every_wrong_word_of_a_query_is_told_at_once(shared: ControlPlane, path: str) -> None:
+    """Each with what was wanted, as of a body."""
+    answer = shared.ask("GET", path, params={"status": "todo,HIGH", "sort": "size", "order": "up"})
+    assert problem(answer) == (422, "invalid")
+    told = [(error["field"], error["message"].split(", wanted one of ")[0]) for error in answer.json()["errors"]]
+    wanted = [("order", "got 'up'"), ("sort", "got 'size'"), ("status", "got 'HIGH'"), ("status", "got 'todo'")]
+    assert sorted(told) == wanted
+
+
+def test_a_time_in_a_query_that_is_none_says_what_one_is(shared: ControlPlane) -> None:
+    """In the words that bodies have for it."""
+    answer = shared.ask("GET", "/api/tasks", params={"due_before": "tomorrow", "created_after": "x"})
+    assert {error["field"] for error in answer.json()["errors"]} == {"due_before", "created_after"}
+    assert {error["message"] for error in answer.json()["errors"]} == {
+        "wanted a time with its zone (RFC 3339), such as 2026-11-20T09:00:00Z"
+    }
 
 
 @pytest.mark.parametrize(
@@ -327,7 +348,9 @@ def test_an_edit_changes_what_it_names_and_needs_the_version_it_saw(shared: Cont
     assert (edited.json()["title"], edited.json()["due_at"], edited.json()["tags"]) == ("new", None, ["a"])
     assert edited.headers["etag"] == f'"{edited.json()["version"]}"' != '"1"'
     assert problem(shared.ask("PUT", path, json={"title": "x"}, headers={"If-Match": '"1"'})) == (412, "stale")
-    assert problem(shared.ask("PUT", path, json={"title": "x"}, headers={"If-Match": "junk"})) == (412, "stale")
+    junk = shared.ask("PUT", path, json={"title": "x"}, headers={"If-Match": "junk"})
+    assert problem(junk) == (412, "stale")
+    assert junk.json()["detail"].endswith("it is at version 2, got one that it never had; read it again")
     assert shared.ask("PUT", path, json={"title": "y"}, headers={"If-Match": "*"}).json()["title"] == "y"
     assert fields(shared.ask("PUT", path, json={"title": None, "id": "x"})) == {"title", "id"}
     moved = shared.json("PUT", path, json={"orchestrator": "vp-b", "priority": "LOW"})

@@ -177,6 +177,21 @@ def test_why_events_and_a_pause_are_told(served: Run) -> None:
     _until(lambda: "AWAY" not in served("vp", "list").stdout, "the pause ended by itself")
 
 
+def test_a_task_is_planned_for_later_and_found_by_its_times(served: Run) -> None:
+    """--not-before and --estimate are the API's fields; lists and the like go by the times that tasks have."""
+    times = ("--due", "2090-01-02T00:00:00Z", "--not-before", "2090-01-01T00:00:00Z")
+    task = json.loads(served("task", "add", "--title", "later", *times, "--estimate", "15m", "--json").stdout)
+    assert (task["available_at"][:10], task["due_at"][:10], task["estimate_s"]) == ("2090-01-01", "2090-01-02", 900)
+    for option, time_, found in (
+        ("--due-after", "2090-01-01T00:00:00Z", [task["id"]]),
+        ("--due-before", "2090-01-01T00:00:00Z", []),
+        ("--created-after", "2090-01-01T00:00:00Z", []),
+    ):
+        listed = json.loads(served("task", "list", "-q", "later", option, time_, "--json").stdout)
+        assert [one["id"] for one in listed["data"]] == found, option
+    assert f"{task['id']}  CANCELLED" in served("task", "cancel", "--due-after", "2090-01-01T00:00:00Z").stdout
+
+
 def test_decisions_say_what_a_task_waits_for_instead(served: Run) -> None:
     """Exit 1 with the reason; unblock puts one back that somebody blocked."""
     task = json.loads(served("task", "add", "--title", "d", "--depends-on", _blocker(served), "--json").stdout)["id"]
@@ -194,6 +209,7 @@ def test_decisions_say_what_a_task_waits_for_instead(served: Run) -> None:
         (("vp", "pause", "vp-sec", "--for", "1s", "--until", "2030-01-01T00:00:00Z"), "not both"),
         (("task", "add"), "give --title, or --from FILE"),
         (("task", "add", "--title", "x", "--from", "y"), "drop --title"),
+        (("task", "add", "--due", "x", "--tag", "t", "--from", "y"), "drop --tag, --due"),
         (("task", "add", "--title", "x", "--metadata", "novalue"), "wanted name=value"),
         (("task", "show", "../vps"), "wanted a task's id"),
         (("vp", "show", "../tasks"), "wanted an orchestrator's name"),
@@ -211,6 +227,14 @@ def test_the_apis_refusal_is_told_field_by_field(served: Run) -> None:
     said = served("task", "add", "--from", "-", code=1, stdin=items).stderr
     assert said.startswith("422 ")
     assert all(f"  {field}: " in said for field in ("title", "priority", "nonsense"))
+
+
+def test_of_many_tasks_it_is_told_which_was_refused(served: Run) -> None:
+    """And how many stand, since those are not taken back."""
+    items = json.dumps([{"title": "good"}, {"title": "bad one", "nonsense": 1}, {"title": "never"}])
+    said = served("task", "add", "--from", "-", code=1, stdin=items).stderr
+    assert "bad one, when 1 of 3 were added: 422 " in said
+    assert "  nonsense: is not a known field" in said
 
 
 def test_orchestrators_are_listed_and_shown(served: Run) -> None:

@@ -351,3 +351,31 @@ def test_a_full_disk_fails_the_writer_and_keeps_what_stands(
             raw.execute("ALTER TABLE events SET TABLESPACE pg_default")
             raw.execute("DROP TABLESPACE small")
         subprocess.run(["umount", str(small)], check=True)
+
+
+async def test_what_one_round_does_comes_in_one_order_whoever_asked_first(store: Store) -> None:
+    """Two lanes that lock the same in another order each would wait for each other in a circle."""
+    go, entered = threading.Event(), [threading.Event() for _ in range(postgres.LANES)]
+    done: list[str] = []
+
+    def wait(_conn: sa.Connection, items: list[int]) -> list[None]:
+        for item in items:
+            entered[item].set()
+        assert go.wait(DEADLINE_S)
+        return [None for _ in items]
+
+    def claim(_conn: sa.Connection, items: list[int]) -> list[None]:
+        return [done.append("claim") for _ in items]
+
+    def finish(_conn: sa.Connection, items: list[int]) -> list[None]:
+        return [done.append("finish") for _ in items]
+
+    waiting = []
+    for item, one in enumerate(entered):
+        waiting.append(asyncio.create_task(store.write_batched(wait, item)))
+        await asyncio.to_thread(one.wait, DEADLINE_S)
+    waiting += [asyncio.create_task(store.write_batched(fn, 0)) for fn in (finish, claim)]
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(*waiting)
+    assert done == ["claim", "finish"]

@@ -346,3 +346,16 @@ def test_a_look_says_what_a_claim_does(desk: Desk) -> None:
     full = asker.look(machine="m1")
     assert (full.most, [one.kind for one in full.bindings]) == (0, ["sessions", "machine"])
     assert asker.ask().reason == full.reason
+
+
+def test_what_runs_may_use_less_than_the_average_and_blocks_nothing_before_it_has(desk: Desk) -> None:
+    """A budget that would be passed by it lets nothing begin; only one that is spent asks for an approval."""
+    asker = Asker(desk, spec_of({"budget": {"usd_per_day": 10, "on_breach": "escalate"}}))
+    line(desk, "t0", "t1", "t2", "t3", "t4")
+    (first,) = asker.ask().grants
+    desk.finish(first, usage=Usage(usd=3.0))
+    running = asker.ask(limit=5).grants
+    assert [grant.task.title for grant in running] == ["t1", "t2", "t3"]
+    assert "budget" in asker.ask().reason
+    desk.finish(running[0], usage=Usage(usd=0.01))
+    assert asker.titles() == ["t4"]

@@ -113,3 +113,15 @@ def test_a_hold_that_is_over_is_none_even_before_somebody_takes_it_away(desk: De
     desk.clock.advance(1)
     assert put(desk, until_us=desk.now + 1)
     assert list(desk.store.read_sync(lambda c: holds.find_all(c, desk.now))) == ["vp-a"]
+
+
+def test_a_quota_that_somebody_lifts_frees_what_met_it(desk: Desk) -> None:
+    """Those tasks wait for the quota, and not for the moment that was told."""
+    desk.run()
+    grant = desk.run("met it")
+    desk.finish(grant, "quota", until_us=desk.now + HOUR_US)
+    other = desk.run("of another", orchestrator="vp-b")
+    desk.finish(other, "quota", until_us=desk.now + HOUR_US)
+    assert lift(desk, kind="quota")
+    assert [one.task.id for one in desk.claim()] == [grant.task.id]
+    assert desk.get(other.task).status == "BLOCKED"

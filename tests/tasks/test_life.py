@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from desk import RETRY, SPEC, Desk, held
 from msgspec.structs import replace
+from sqlalchemy import Connection
 
 from orchestrator_fleet.errors import Conflict, Invalid, InvalidTransition, LeaseLost, NotFound
 from orchestrator_fleet.tasks import life
@@ -446,6 +449,24 @@ def test_what_a_session_prints_is_kept_in_order_and_once(desk: Desk) -> None:
         desk.log(grant, "x", stream="fleet")
 
 
+def test_a_piece_that_comes_twice_at_once_is_kept_once(desk: Desk) -> None:
+    """By two connections of its daemon: the first one's is still on its way in when the second sends it again."""
+    grant = desk.run()
+    again: list[bool] = []
+    sending = threading.Thread(target=lambda: again.append(desk.log(grant, "hello")))
+
+    def log_slowly(conn: Connection) -> None:
+        known = {"stream": "stdout", "offset": 0, "now_us": desk.now}
+        assert life.append_log(conn, task_id=grant.task.id, token=grant.token, text="hello", **known)
+        sending.start()
+        sending.join(0.3)
+
+    desk.store.write_sync(log_slowly)
+    sending.join()
+    assert again == [False]
+    assert len(desk.store.read_sync(lambda c: life.read_log(c, task_id=grant.task.id))) == 1
+
+
 def test_a_log_ends_at_its_limit_with_one_remark(desk: Desk) -> None:
     """However much comes after."""
     grant = desk.run()
@@ -487,3 +508,11 @@ def test_json_has_the_contracts_fields_and_times(desk: Desk) -> None:
         *("max_attempts", "created_by", "created_at", "updated_at", "started_at", "completed_at", "result", "error"),
         *("version", "generation", "charter_version"),
     }
+
+
+def test_what_somebody_else_called_done_is_no_longer_the_attempts_to_end(desk: Desk) -> None:
+    """Its own report is told so, and not taken for the same one again."""
+    grant = desk.run()
+    assert desk.set_status(grant.task, "DONE").task.status == "DONE"
+    with pytest.raises(LeaseLost):
+        desk.finish(grant, result={"mine": 1})

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 from asker import Asker, line, spec_of
-from desk import Desk
+from desk import RETRY, Desk
+from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import SystemClock
 from orchestrator_fleet.store import outbox
 from orchestrator_fleet.store.database import Store, open_store
 from orchestrator_fleet.store.schema import limit_uses, tasks
 from orchestrator_fleet.store.statement import Statement
-from orchestrator_fleet.tasks import life, limits, transitions
+from orchestrator_fleet.tasks import life, limits, rows, transitions
 from orchestrator_fleet.tasks.limits import applying
 from orchestrator_fleet.tasks.rules import Rules
 from orchestrator_fleet.tasks.task import Grant, NewTask, TaskRow
@@ -282,6 +283,33 @@ def change_rules(desk: Desk, asker: Asker, *declared: dict[str, Any]) -> None:
         after = desk.store.write_sync(lambda c, a=after: limits.recount(c, rules=asker.rules, after=a))
 
 
+def test_who_recounts_and_who_ends_an_attempt_take_their_locks_in_one_order(desk: Desk) -> None:
+    """Else PostgreSQL ends one of them a second later, to do it again."""
+    asker = under(desk, PER_REPO)
+    line(desk, "t0", **of_repo("a"))
+    (grant,) = asker.ask().grants
+    tried: list[str] = []
+
+    def recount(conn: Connection) -> None:
+        tried.append("recount")
+        limits.recount(conn, rules=asker.rules)
+
+    recounting = threading.Thread(target=lambda: desk.store.write_sync(recount))
+
+    def finish(conn: Connection) -> None:
+        tried.append("finish")
+        rows.get_to_change(conn, grant.task.id)
+        if recounting.ident is None:
+            recounting.start()
+            recounting.join(0.3)
+        known = {"retry": RETRY, "roll": 0.5, "actor": "k-test", "now_us": desk.now}
+        life.finish(conn, task_id=grant.task.id, token=grant.token, outcome="done", **known)
+
+    desk.store.write_sync(finish)
+    recounting.join()
+    assert sorted(tried) == ["finish", "recount"]
+
+
 def test_a_wider_limit_takes_effect_at_once(desk: Desk) -> None:
     """And one that is gone binds nobody."""
     asker = under(desk, PER_REPO)
@@ -458,3 +486,11 @@ def test_eight_workers_at_once_never_pass_a_limit_and_leave_nothing_behind(desk:
     assert len(shift.most) == 7
     assert max(shift.most.values()) <= 2
     assert parked(desk) == {}
+
+
+def test_a_claim_that_finds_only_full_limits_says_so(desk: Desk) -> None:
+    """And which."""
+    vp = under(desk, PER_REPO)
+    line(desk, "a", "b", metadata={"repo": "one"})
+    assert vp.titles() == ["a"]
+    assert "per-repo=one" in vp.ask().reason

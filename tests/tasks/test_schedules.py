@@ -10,11 +10,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from desk import SPEC, Desk
+from desk import RETRY, SPEC, Desk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator_fleet.clock import SECOND_US, from_datetime, to_rfc3339
+from orchestrator_fleet.errors import LeaseLost
 from orchestrator_fleet.store import outbox
 from orchestrator_fleet.store.database import Store, open_store
 from orchestrator_fleet.tasks import life, schedules
@@ -378,3 +379,34 @@ def test_several_control_planes_fire_each_moment_once(desk: Desk, second_store: 
             thread.join()
         assert len(made) == hours
     assert desk.page(limit=1).total == 5
+
+
+def test_a_task_that_ends_as_it_is_replaced_stops_no_schedule(
+    desk: Desk, second_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who fires holds it from the look on: its report is late, or it is not replaced."""
+    clock = Clockwork(desk, overlap="replace")
+    clock.turn()
+    (first,) = clock.turn(minutes=60)
+    (grant,) = desk.claim(first.orchestrator or "")
+    late: list[Exception] = []
+
+    def report() -> None:
+        try:
+            known = {"task_id": first.id, "token": grant.token, "retry": RETRY, "roll": 0.5}
+            second_store.write_sync(lambda c: life.finish(c, outcome="done", actor="k-test", now_us=desk.now, **known))
+        except LeaseLost as lost:
+            late.append(lost)
+
+    reporting = threading.Thread(target=report)
+
+    def create_and_wait(*args: Any, **fields: Any) -> TaskRow:
+        reporting.start()
+        reporting.join(0.3)
+        return life.create_task(*args, **fields)
+
+    monkeypatch.setattr(schedules, "create_task", create_and_wait)
+    (second,) = clock.turn(minutes=60)
+    reporting.join()
+    assert len(late) == 1
+    assert (desk.get(first).status, desk.get(second).status) == ("CANCELLED", "TODO")
