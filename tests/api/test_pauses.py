@@ -26,6 +26,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane with a limit."""
     plane = ControlPlane(tmp_path_factory.mktemp("limited") / "home")
     plane.routing += LIMITS
+    plane.orchestrators["vp-unheard"] = "none"
     plane.declare("fleet:write", owner="person:me", scopes=["fleet:write"])
     plane.declare("vp-pauser", owner="vp-a", scopes=["fleet:write", "tasks:write"])
     plane.write()
@@ -185,8 +186,14 @@ def test_why_names_the_dependency_and_the_limit(limited: ControlPlane) -> None:
     answer = why(limited, blocked)
     assert (answer["status"], answer["binding"]["kind"]) == ("BLOCKED", "dependency")
     assert answer["binding"]["waits_for"] == [{"id": first["id"], "status": "TODO", "title": "first"}]
-    assert why(limited, first)["binding"]["kind"] == "offline"
+    unheard = limited.add("unheard", orchestrator="vp-unheard")
+    assert why(limited, unheard)["binding"]["kind"] == "offline"
+    limited.ask("POST", f"/api/tasks/{unheard['id']}/cancel")
     (grant,) = limited.poll("vp-a")
+    # A client that polls comes and goes; it counts as there for a while.
+    assert why(limited, limited.add("after it"))["binding"]["kind"] == "next"
+    (after,) = limited.poll("vp-a")
+    limited.json("POST", f"/api/tasks/{after['task']['id']}/complete", json={"token": after["lease"]["token"]})
     waits = limited.add("same repo", metadata={"repo": "acme"})
     assert limited.poll("vp-a") == []
     answer = why(limited, waits)

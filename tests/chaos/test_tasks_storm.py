@@ -82,7 +82,10 @@ def _rage(one: Storm, weights: dict[str, int], record_property: Callable[[str, o
         time.sleep(one.dice.uniform(0.02, 0.25))
     creators.join(DRAIN_S)
     began = time.monotonic()
-    until(lambda: not _open(one), f"{many} tasks are done", DRAIN_S)
+    try:
+        until(lambda: not _open(one), f"{many} tasks are done", DRAIN_S)
+    except AssertionError as late:
+        raise AssertionError(f"{late}; left: {_left(one)}") from None
     drained_s = time.monotonic() - began
     events, lines = one.events(), one.lines()
     wrong = audit.of_events(events, max_running=MAX_RUNNING) + audit.of_ledger(lines, events)
@@ -111,6 +114,13 @@ def _open(one: Storm) -> int:
     query = sa.select(sa.func.count()).select_from(tasks).where(tasks.c.status.notin_(["DONE", "CANCELLED"]))
     found: int = one.read(lambda conn: conn.execute(query).scalar_one())
     return found
+
+
+def _left(one: Storm) -> list[dict[str, object]]:
+    """What has not ended, with all that may hold it."""
+    query = sa.select(tasks).where(tasks.c.status.notin_(["DONE", "CANCELLED"])).limit(10)
+    found = one.read(lambda conn: conn.execute(query).mappings().all())
+    return [{name: value for name, value in row.items() if value not in (None, "", [], {})} for row in found]
 
 
 def _check_open(one: Storm) -> None:
