@@ -13,12 +13,20 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from orchestrator_fleet import __version__
 from orchestrator_fleet.api import (
+    action_routes,
+    analytics_routes,
     answers,
     attempt_routes,
+    audit_routes,
     backlog,
     bulk_routes,
+    conflict_routes,
+    conversation_routes,
+    coordination_routes,
+    declare_routes,
     event_routes,
     fleet_routes,
+    key_routes,
     link,
     problems,
     task_routes,
@@ -40,7 +48,20 @@ async def daemon_link(socket: WebSocket[Any, Any, Any], plane: OfPlane) -> None:
 
 def create_app(plane: Plane) -> Door:
     """The application that serves `plane`."""
-    parts = (task_routes, bulk_routes, attempt_routes, event_routes, why_routes, vp_routes, backlog)
+    of_tasks = (task_routes, bulk_routes, attempt_routes, event_routes, why_routes)
+    of_orchestrators = (
+        vp_routes,
+        backlog,
+        declare_routes,
+        key_routes,
+        action_routes,
+        conversation_routes,
+        coordination_routes,
+        conflict_routes,
+        analytics_routes,
+        audit_routes,
+    )
+    parts = (*of_tasks, *of_orchestrators)
     api = Router(path="/api", route_handlers=[route for part in parts for route in part.ROUTES])
     app = Litestar.from_config(
         AppConfig(

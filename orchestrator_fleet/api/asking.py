@@ -12,7 +12,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Dependency, Parameter
 
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import MissingScope
+from orchestrator_fleet.api.problems import Forbidden, MissingScope
 from orchestrator_fleet.clock import from_datetime
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.orchestrators.access import KnownKey
@@ -37,6 +37,23 @@ def needs(scope: str) -> Guard:
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         if not connection.scope["auth"].allows(scope):
             raise MissingScope(f"this needs a key with the scope {scope}")
+
+    return guard
+
+
+def acts(scope: str, *, own: str | None = None) -> Guard:
+    """A guard of routes with `{vp}`: needs `scope`, or `own` of that orchestrator's own key.
+
+    An orchestrator's key acts for that orchestrator alone; one of a person or a service for any.
+    """
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        key: KnownKey = connection.scope["auth"]
+        is_own = key.owner == connection.path_params["vp"]
+        if not key.allows(scope) and not (own is not None and is_own and key.allows(own)):
+            raise MissingScope(f"this needs a key with the scope {scope}")
+        if key.is_orchestrators and not is_own:
+            raise Forbidden(f"the key of {key.owner} acts for it alone; take a person's or a service's key")
 
     return guard
 

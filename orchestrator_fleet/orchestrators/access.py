@@ -35,6 +35,11 @@ class KnownKey:
         """The name that events carry."""
         return f"daemon:{self.owner}@{self.machine}" if self.machine else self.id
 
+    @property
+    def is_orchestrators(self) -> bool:
+        """Whether its owner is an orchestrator, and not a person or a service."""
+        return ":" not in self.owner
+
     def allows(self, scope: str) -> bool:
         """Whether it has the scope; `admin` has all."""
         return keys.allows(self.scopes, scope)

@@ -10,6 +10,11 @@ index's predicate stands word for word in the query it serves: SQLite proves no 
     schedules                                     how far the clock of each recurring task was followed
     events                                        the outbox: every change, in the transaction that made it
     daemon_keys, presence, idempotency, counters  who may connect; who is there; repeated requests; small numbers
+    coordinations, notices                        what orchestrators ask of each other; what they are told
+    conversations ──< messages; status_updates    what they say
+    vp_actions, conflict_resolutions              what people did to orchestrators, and decided between them
+    key_revocations, key_uses                     which keys are good no more, before git says so; when each was used
+    memories                                      what an orchestrator is to remember
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-REVISION = "0002"
+REVISION = "0003"
 TASK_STATUSES = ("TODO", "IN_PROGRESS", "BLOCKED", "DONE", "CANCELLED")
 PRIORITIES = ("CRITICAL", "HIGH", "MEDIUM", "LOW")
 BLOCKED_REASONS = ("dependency", "approval", "escalation", "quota", "budget", "attempts_exhausted", "manual")
@@ -37,6 +42,11 @@ OUTCOMES = (
 )
 HOLDS = ("pause", "quota")
 STREAMS = ("stdout", "stderr", "fleet")
+COORDINATIONS = ("delegation", "escalation", "handoff", "collaboration")
+COORDINATION_STATES = ("pending", "accepted", "rejected", "done", "expired")
+STATUS_KINDS = ("progress", "blocked", "completed", "info")
+VP_ACTIONS = ("activate", "deactivate", "pause", "resume", "restart", "drain", "stop_sessions")
+MEMORY_TIERS = ("scratchpad", "episodic", "semantic")
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -373,6 +383,174 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
+
+# What one orchestrator asks of another, or of a person, about a task; see orchestrators.coordination. A collaboration
+# is a row for each collaborator; those of one request share `batch`.
+coordinations = sa.Table(
+    "coordinations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("batch", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    # An orchestrator, or `human:<name>`; NULL is any person.
+    sa.Column("target", sa.Text),
+    sa.Column("child", sa.Text, sa.ForeignKey("tasks.id", ondelete="CASCADE")),
+    # Which step of the chain it is, from 1: delegations and handoffs of one task, levels of one escalation.
+    sa.Column("hop", sa.Integer, nullable=False),
+    # The task's number of tries when it was asked: a claim after that is the target's.
+    sa.Column("since_attempt", sa.Integer, nullable=False),
+    sa.Column("note", sa.Text),
+    sa.Column("data", Json, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_us", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_us", sa.BigInteger),
+    sa.Column("reason", sa.Text),
+    sa.CheckConstraint(one_of("kind", COORDINATIONS), name="kind"),
+    sa.CheckConstraint(one_of("state", COORDINATION_STATES), name="state"),
+    sa.CheckConstraint("hop >= 1", name="hop"),
+)
+COORDINATION_OPEN = "state IN ('pending', 'accepted')"
+_index("ix_coordinations_task", coordinations.c.task, coordinations.c.created_at_us, coordinations.c.id)
+_index("ix_coordinations_child", coordinations.c.child, where="child IS NOT NULL")
+_index("ix_coordinations_open", coordinations.c.kind, coordinations.c.id, where=COORDINATION_OPEN)
+
+# What an orchestrator is told, kept until its daemon says that it has it.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("data", Json, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_us", sa.BigInteger, nullable=False),
+    sa.Column("delivered_at_us", sa.BigInteger),
+    sqlite_autoincrement=True,
+)
+_index("ix_notices_waiting", notices.c.orchestrator, notices.c.seq, where="delivered_at_us IS NULL")
+
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, sa.ForeignKey("tasks.id", ondelete="SET NULL")),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_us", sa.BigInteger, nullable=False),
+)
+
+# A message to an orchestrator is delivered by the notice of the same id.
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("conversation", sa.Text, sa.ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("sender", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+_index("ix_messages_conversation", messages.c.conversation, messages.c.seq)
+
+status_updates = sa.Table(
+    "status_updates",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("task", sa.Text),
+    sa.Column("channel", sa.Text),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.CheckConstraint(one_of("kind", STATUS_KINDS), name="kind"),
+    sqlite_autoincrement=True,
+)
+_index("ix_status_updates_orchestrator", status_updates.c.orchestrator, status_updates.c.seq)
+
+# What people did to an orchestrator; `outcome` NULL: it is still being done.
+vp_actions = sa.Table(
+    "vp_actions",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("ended_at_us", sa.BigInteger),
+    sa.Column("outcome", sa.Text),
+    sa.Column("detail", sa.Text),
+    sa.CheckConstraint(one_of("action", VP_ACTIONS), name="action"),
+    sa.CheckConstraint("(ended_at_us IS NULL) = (outcome IS NULL)", name="ended_has_an_outcome"),
+    sa.CheckConstraint("outcome IS NULL OR outcome IN ('done', 'failed')", name="outcome"),
+    sqlite_autoincrement=True,
+)
+_index("ix_vp_actions_orchestrator", vp_actions.c.orchestrator, vp_actions.c.seq)
+
+# A conflict is computed; that somebody has decided it is kept under its id, which is made of its evidence.
+conflict_resolutions = sa.Table(
+    "conflict_resolutions",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("evidence", Json, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("note", sa.Text),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+)
+
+key_revocations = sa.Table(
+    "key_revocations",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("revoked_at_us", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+)
+
+key_uses = sa.Table(
+    "key_uses",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("last_used_us", sa.BigInteger, nullable=False),
+    sa.Column("address", sa.Text),
+)
+
+memories = sa.Table(
+    "memories",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("orchestrator", sa.Text, nullable=False),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("importance", sa.Float, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("room", sa.Text),
+    sa.Column("task", sa.Text),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("metadata", Json, nullable=False),
+    sa.Column("supersedes", sa.Text),
+    sa.Column("valid_from_us", sa.BigInteger),
+    sa.Column("valid_to_us", sa.BigInteger),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.CheckConstraint(one_of("tier", MEMORY_TIERS), name="tier"),
+    sa.CheckConstraint("importance BETWEEN 0 AND 1", name="importance"),
+)
+_index("ix_memories_orchestrator", memories.c.orchestrator, memories.c.tier, memories.c.at_us, memories.c.id)
 
 # The same table that Alembic keeps; here so that a new file can be stamped without importing it.
 alembic_version = sa.Table(

@@ -14,6 +14,8 @@ The daemon asks (a message with an `id` gets an answer with the same `id`) and t
     Finish ───────────────────────▶
            ◀─────────────────────── Finished | Problem(code=lease_lost)
            ◀─────────────────────── Cancel
+           ◀─────────────────────── Notice           (what others ask, tell or decided; again until Noticed)
+    Noticed, no answer ───────────▶
 """
 
 from __future__ import annotations
@@ -163,5 +165,23 @@ class Cancel(_Message, frozen=True, tag="cancel"):
     reason: str = ""
 
 
-FromDaemon = Hello | Claim | Beat | Log | Finish
-ToDaemon = Welcome | Claimed | Beaten | Finished | Problem | Cancel
+class Notice(_Message, frozen=True, tag="notice"):
+    """Something for this orchestrator: what another asks of it, answers it or says. `notice` tells it apart.
+
+    It comes again, also on a later connection, until it is noticed; so it may come twice.
+    """
+
+    notice: str
+    kind: str
+    at: Instant
+    data: dict[str, Any]
+
+
+class Noticed(_Message, frozen=True, tag="noticed"):
+    """These notices are kept here from now on."""
+
+    notices: tuple[str, ...]
+
+
+FromDaemon = Hello | Claim | Beat | Log | Finish | Noticed
+ToDaemon = Welcome | Claimed | Beaten | Finished | Problem | Cancel | Notice

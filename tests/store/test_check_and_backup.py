@@ -16,7 +16,16 @@ from orchestrator_fleet.errors import Refused, StoreDamaged, StoreError
 from orchestrator_fleet.store import backup, check, migrate, outbox
 from orchestrator_fleet.store.database import Store, open_store
 from orchestrator_fleet.store.outbox import Event
-from orchestrator_fleet.store.schema import attempt_log, attempts, events, metadata, task_dependencies, task_tags, tasks
+from orchestrator_fleet.store.schema import (
+    REVISION,
+    attempt_log,
+    attempts,
+    events,
+    metadata,
+    task_dependencies,
+    task_tags,
+    tasks,
+)
 
 TASK = {
     "title": "t",
@@ -129,7 +138,7 @@ def _end(conn: sa.Connection, task_id: str) -> None:
 def test_an_old_schema_is_told_and_left_as_it_is(store: Store, url: str) -> None:
     """Looking migrates nothing."""
     store.write_sync(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'"))
-    assert _found(url) == ["schema: store: is at revision 0001, wanted 0002; run `fleet store migrate`"]
+    assert _found(url) == [f"schema: store: is at revision 0001, wanted {REVISION}; run `fleet store migrate`"]
     assert store.read_sync(migrate.revision) == "0001"
 
 
@@ -138,7 +147,7 @@ def test_a_backup_holds_every_row_and_is_a_store_of_its_own(store: Store, url: s
     store.write_sync(_fill)
     file = tmp_path / "deep/backup.sqlite"
     made = backup.backup(url, file)
-    assert (made.tasks, made.events, made.revision) == (3, 2, "0002")
+    assert (made.tasks, made.events, made.revision) == (3, 2, REVISION)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["backup.sqlite"]
     with closing(open_store(f"sqlite:///{file}")) as copy:
