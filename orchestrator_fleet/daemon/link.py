@@ -157,6 +157,10 @@ class Link:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await socket.send(_encode(message).decode())
         except ConnectionClosed as error:
+            # Down for whoever asks again, before the reader notices: it could not, while somebody asks in a circle.
+            if self._socket is socket:
+                self._socket = None
+                self._up.clear()
             raise LinkDown(str(error)) from error
         except TimeoutError as error:
             raise self._give_up(f"nothing could be sent for {SEND_TIMEOUT_S:g} s") from error

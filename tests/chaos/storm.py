@@ -35,6 +35,7 @@ from orchestrator_fleet.wire.documents import OrchestratorDoc, RunnerDoc, encode
 
 HERE = Path(__file__).parent
 LIBFAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+AUTOPSY_CHARS = 3_000
 SERVE_AT = SERVE.replace("None, None", "None, int(sys.argv[2])")
 SESSION = """
 import json, os, sys, time
@@ -175,7 +176,7 @@ class Daemon:
         """As supervisord does."""
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.root), "LANG": "C.UTF-8"}
         environ |= {"FLEET_ROOT": str(self.root), "FLEET_HOME": str(self.root), "FLEET_MACHINE": "m01"}
-        environ |= {"FLEET_PROGRAM": "p1"}
+        environ |= {"FLEET_PROGRAM": "p1", "PYTHONFAULTHANDLER": "1"}
         with (self.root / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator_fleet.daemon", self.name],
@@ -333,6 +334,19 @@ class Storm:
     def lines(self) -> list[dict[str, Any]]:
         """The ledger."""
         return [json.loads(line) for line in self.ledger.read_bytes().splitlines()]
+
+    def autopsy(self) -> list[str]:
+        """What each daemon was doing, or how it ended: those that live write their stacks into their logs, and end."""
+        found = []
+        for daemon in self.daemons:
+            assert daemon.process is not None
+            code = daemon.process.poll()
+            if code is None:
+                daemon.process.send_signal(signal.SIGABRT)
+                daemon.process.wait(10)
+            log = (daemon.root / "daemon.log").read_text(errors="replace")[-AUTOPSY_CHARS:]
+            found.append(f"{daemon.name}: {'lives' if code is None else f'ended with {code}'}: {log}")
+        return found
 
     def close(self) -> None:
         """End all of it."""

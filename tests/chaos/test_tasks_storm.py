@@ -85,7 +85,7 @@ def _rage(one: Storm, weights: dict[str, int], record_property: Callable[[str, o
     try:
         until(lambda: not _open(one), f"{many} tasks are done", DRAIN_S)
     except AssertionError as late:
-        raise AssertionError(f"{late}; left: {_left(one)}") from None
+        raise AssertionError(f"{late}; left: {_left(one)}; daemons: {one.autopsy()}") from None
     drained_s = time.monotonic() - began
     events, lines = one.events(), one.lines()
     wrong = audit.of_events(events, max_running=MAX_RUNNING) + audit.of_ledger(lines, events)
