@@ -130,6 +130,7 @@ def full_fleet() -> Fleet:
                 "created": "2026-11-20T09:00:00Z",
                 "expires": "2027-02-20T00:00:00Z",
                 "revoked": "2026-12-01T00:00:00Z",
+                "name": "laptop",
             }
         },
         routing=[

@@ -14,6 +14,8 @@
     conditions what is said of a machine and its programs (pure)
     control    publishing what the control plane works by
     report     what came of it
+    declare    the other way in: an edit of the fleet's files, as a commit or a branch
+    repository the git repository those files are kept in
     fleet      the doors: plan, apply, status, destroy
 
 The CLI and the control plane call `fleet`; nothing here calls them.

@@ -33,21 +33,27 @@ class TooMany(Exception):
 class Folder:
     """A folder with a fleet in it, for one load: each glob looks once.
 
-    `instead` has contents to use in place of what is on disk, by path.
+    `instead` has contents to use in place of what is on disk, by path: also of files that are not there yet, and None
+    for files that are to go.
     """
 
-    def __init__(self, root: Path, *, instead: Mapping[str, bytes] | None = None) -> None:
+    def __init__(self, root: Path, *, instead: Mapping[str, bytes | None] | None = None) -> None:
         self.root = root
         self._real_root = os.path.realpath(root)
         self._instead = dict(instead or {})
+        self._gone = {path for path, data in self._instead.items() if data is None}
         self._expanded: dict[str, tuple[str, ...] | None] = {}
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder of this name, wherever a link leads."""
+        if path in self._instead:
+            return self._instead[path] is not None
         return os.path.exists(os.path.join(self.root, path))  # noqa: PTH110, PTH118 - also False for what no path can be
 
     def is_file(self, path: str) -> bool:
         """Whether it is a regular file, wherever a link leads."""
+        if path in self._instead:
+            return self._instead[path] is not None
         return os.path.isfile(os.path.join(self.root, path))  # noqa: PTH113, PTH118 - False for what no path can be
 
     def is_inside(self, path: str) -> bool:
@@ -57,8 +63,11 @@ class Folder:
 
     def read(self, path: str, *, max_bytes: int) -> bytes:
         """The bytes of a regular file of at most `max_bytes`; a bigger one is refused unread."""
+        instead = self._instead.get(path)
+        if instead is not None:
+            return instead
         if path in self._instead:
-            return self._instead[path]
+            _refuse(path, "does not exist")
         full = self.root / path
         if not self.is_inside(path):
             _refuse(path, "is a link that leaves the fleet folder", "copy the file into the folder")
@@ -104,7 +113,8 @@ class Folder:
         if pattern not in self._expanded:
             found = _expand(str(self.root), "", tuple(PurePosixPath(pattern).parts), _Look())
             try:
-                self._expanded[pattern] = tuple(sorted(set(found)))
+                names = {*found, *(path for path in self._instead if _matches(path, pattern))}
+                self._expanded[pattern] = tuple(sorted(names - self._gone))
             except TooMany:
                 self._expanded[pattern] = None
         matches = self._expanded[pattern]
@@ -147,6 +157,22 @@ def _expand(root: str, base: str, parts: tuple[str, ...], look: _Look) -> Iterat
                 yield from _expand(root, below, parts, look)
         elif fnmatch.fnmatchcase(entry.name, head) and (entry.name[0] != "." or head[0] == "."):
             yield from _expand(root, below, rest, look)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a glob names a path that may not be on disk; as `_expand` does."""
+    return _steps_match(PurePosixPath(path).parts, PurePosixPath(pattern).parts)
+
+
+def _steps_match(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not path or not pattern:
+        return not path and not pattern
+    (name, *below), (head, *rest) = path, pattern
+    if head == "**":
+        deeper = len(path) > 1 and not name.startswith(".") and _steps_match(tuple(below), pattern)
+        return deeper or _steps_match(path, tuple(rest) or ("*",))
+    hidden = name.startswith(".") and not head.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(name, head) and _steps_match(tuple(below), tuple(rest))
 
 
 def decode(data: bytes, *, file: str) -> str:

@@ -11,31 +11,51 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from orchestrator_fleet.errors import Diagnostic, SpecInvalid
 from orchestrator_fleet.spec import assets, charters, merge, references
 from orchestrator_fleet.spec.diagnose import Locator, validate
 from orchestrator_fleet.spec.folder import MAX_LOOKED_AT, MAX_YAML_BYTES, Folder, TooMany
 from orchestrator_fleet.spec.model import Charter, Fleet, FleetFile
-from orchestrator_fleet.spec.yaml_tree import ListNode, MappingNode, Node, Scalar, ScalarNode, kind, parse
+from orchestrator_fleet.spec.yaml_tree import (
+    Entry,
+    ListNode,
+    MappingNode,
+    Node,
+    Place,
+    Scalar,
+    ScalarNode,
+    kind,
+    parse,
+    tree_of,
+)
 
 MAX_DIAGNOSTICS = 100
-MAX_INCLUDED_FILES = 100
+MAX_INCLUDED_FILES = 1_000
 MAX_INCLUDED_BYTES = 16 << 20
 _STAND_INS: dict[str, Scalar] = {"version": 1, "fleet": "unnamed"}
 _AFTER_ALL_FILES = "…"  # sorts after every file name
+GIVEN = Place(file="given", line=0, column=0)  # where `entries` stand
+
+Entries = Mapping[str, Mapping[str, Any]]
 
 
-def load_fleet(path: Path, *, instead: Mapping[str, bytes] | None = None) -> Fleet:
+def load_fleet(
+    path: Path, *, instead: Mapping[str, bytes | None] | None = None, entries: Entries | None = None
+) -> Fleet:
     """Read and check a fleet; raises SpecInvalid with every diagnostic (MAX_DIAGNOSTICS of them) at once.
 
-    `instead` maps paths inside the fleet folder to bytes to use in place of the file's: what would be, if.
+    What would be, if: `instead` maps paths inside the fleet folder to bytes to use in place of the file's, or to None
+    for a file that is to go. `entries` has, by section and name, values to use in place of those written (or beside
+    them), and None for what goes.
     """
     folder, problems = Folder(path.parent, instead=instead), list[Diagnostic]()
     _refuse_no_file(folder, path)
     main, *included = read_trees(folder, path.name, problems=problems)
     tree, found = merge.with_includes(main, included)
     problems += found
+    tree = _with_entries(tree, entries or {})
     tree, found = merge.with_defaults(tree)
     problems += found
     checked = validate(FleetFile, tree, stand_ins=_STAND_INS)
@@ -54,6 +74,22 @@ def load_fleet(path: Path, *, instead: Mapping[str, bytes] | None = None) -> Fle
     if problems or fleet is None:
         raise SpecInvalid(_bounded(problems))
     return fleet
+
+
+def _with_entries(tree: MappingNode, changed: Entries) -> MappingNode:
+    """The tree with some entries of its sections replaced, added or taken out."""
+    sections = dict(tree.entries)
+    for section, values in changed.items():
+        written = tree.child(section)
+        there = dict(written.entries) if isinstance(written, MappingNode) else {}
+        for name, value in values.items():
+            if value is None:
+                there.pop(name, None)
+            else:
+                there[name] = Entry(GIVEN, tree_of(value, at=GIVEN))
+        key_at = tree.entries[section].key_at if section in tree.entries else GIVEN
+        sections[section] = Entry(key_at, MappingNode(key_at, there))
+    return MappingNode(tree.at, sections)
 
 
 def read_trees(folder: Folder, name: str, *, problems: list[Diagnostic]) -> list[MappingNode]:

@@ -194,6 +194,9 @@ class OrchestratorDefaults(Part):
         max_length=10,
         description="Who gets what it can't do: orchestrators or human:<name>.",
     )
+    escalation_timeout: Duration = Field(
+        900.0, gt=0, description="How long an orchestrator of escalate_to may take before the next is asked."
+    )
     memory: MemorySettings | None = Field(None, description="Shared memory.")
 
 
@@ -221,6 +224,7 @@ class Key(Part):
     """A person's or service's API key, as a hash."""
 
     owner: Text = Field(description="An orchestrator, person:<name> or service:<name>.")
+    name: Text | None = Field(None, description="What people call it.")
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
         description="Of the key's secret part."
     )

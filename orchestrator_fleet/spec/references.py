@@ -24,7 +24,9 @@ _SSH_PORT = ":22"
 _CRON_FIELDS = 5
 _TASK_INPUT = expressions.TASK_FIELDS
 # What a task's `route` says when no rule has sent it: see tasks.routing.
-_NOT_BY_RULE = frozenset({"explicit", "assigned"})
+_NOT_BY_RULE = frozenset({"explicit", "assigned", "delegated", "handed_off", "returned"})
+# Words that stand where an orchestrator's name does in a path of the API.
+WORDS_OF_API = frozenset({"bulk", "conflicts", "validate"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,9 @@ def _slots(file: FleetFile, declared: Declared) -> Iterator[Finding]:
 
 def _orchestrators(file: FleetFile, declared: Declared) -> Iterator[Finding]:
     for name, orchestrator in file.orchestrators.items():
+        if name in WORDS_OF_API:
+            problem = f"is a word of the API: /api/vps/{name} is no orchestrator"
+            yield Finding(path=("orchestrators", name), problem=problem, hint="choose another name", key=True)
         at: Path = ("orchestrators", name)
         if orchestrator.machine is not None and orchestrator.machine not in declared.machines:
             yield _unknown((*at, "machine"), "machine", orchestrator.machine, declared.machines)

@@ -1,41 +1,137 @@
-"""Edit fleet.yaml the way a careful person would: lines are added, every other byte stays as it was.
+"""The fleet's files, edited by a program: entries of fleet.yaml and its includes, and new files.
 
-The YAML parser's marks say where a text goes. What comes out must read as the old values and the new ones and
-nothing else, and the whole fleet must be sound with it, before the file is replaced in one rename. Where there
-is no such place (keys behind an alias, say) the file is left alone and the error shows the lines to add by hand.
+    standing (what is declared now) ─▶ draft (which files, and what each would hold) ─▶ checked as a whole ─▶ written
+
+`entry` edits one text, `exchange` puts it in a file's place. Nothing touches the disk before the whole fleet is sound
+with it. `fleet key` writes here into a person's work tree; what the API declares is committed, by `reconcile.declare`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import re
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
-import yaml
-
-from orchestrator_fleet.errors import Diagnostic, FleetError, SpecInvalid
+from orchestrator_fleet.errors import Diagnostic, FleetError, Invalid, SpecInvalid
+from orchestrator_fleet.spec import exchange
+from orchestrator_fleet.spec.entry import new_text, with_entry
 from orchestrator_fleet.spec.folder import Folder, decode
-from orchestrator_fleet.spec.load import load_fleet, read_trees
-from orchestrator_fleet.spec.yaml_tree import MappingNode, is_null, parse, plain
+from orchestrator_fleet.spec.load import MAX_INCLUDED_FILES, load_fleet, read_trees
+from orchestrator_fleet.spec.model import Fleet
+from orchestrator_fleet.spec.yaml_tree import ListNode, MappingNode, ScalarNode, is_null, plain
 
 LOCK_TIMEOUT_S = 10.0
 LOCK_RETRY_S = 0.05
-DEFAULT_INDENT = 2
-_BOM = "\ufeff"
-_PLAIN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9._@/-]*(:[A-Za-z0-9._@/-]+)*")
-_OTHER_TYPE = re.compile(r"(?i)true|false|null|yes|no|on|off|y|n")
-_PLAIN_HASH = re.compile(r"(?=[0-9a-f]*[a-df])[0-9a-f]+")
-_PLAIN_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T[0-9:.]+(Z|[+-]\d{2}:\d{2})")
-_Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_BOM = "\ufeff".encode()
+_SPECIAL = "*?["
 
-_Fields = dict[str, str | list[str]]
+Section = Literal["orchestrators", "keys"]
+Raw = dict[str, Any]
+Keeps = Callable[[str], bool]
+
+
+class Busy(FleetError):
+    """Another edit of this fleet takes too long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """One entry of one section as it is to read, or None to take it out.
+
+    Plain values as in fleet.yaml, defaults not merged. What keeps its value keeps its lines, comments and quoting.
+    """
+
+    section: Section
+    name: str
+    value: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewFile:
+    """A file that is not there yet, such as a charter; `path` is inside the fleet folder."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an edit comes to: the entry as written before and after; None where there was none, or is none now."""
+
+    section: Section
+    name: str
+    before: Raw | None
+    after: Raw | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is declared now: the checked fleet, each entry as it is written, and the trees of all its files."""
+
+    fleet: Fleet
+    entries: dict[Section, dict[str, Raw]]
+    trees: Sequence[MappingNode]
+
+
+@dataclass(slots=True)
+class Draft:
+    """Files of a fleet as they are and as they would be, by path inside its folder; None where there is none."""
+
+    before: dict[str, bytes | None] = field(default_factory=dict)
+    after: dict[str, bytes | None] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def puts(self, folder: Path) -> list[exchange.Put]:
+        """What is to be put where; links are followed."""
+        return [
+            exchange.Put(path=(folder / name).resolve(), before=self.before[name], after=after)
+            for name, after in sorted(self.after.items())
+        ]
+
+
+def standing(path: Path) -> Standing:
+    """What the fleet at `path` (its fleet.yaml) declares now; raises SpecInvalid."""
+    fleet = load_fleet(path)
+    entries: dict[Section, dict[str, Raw]] = {section: {} for section in get_args(Section)}
+    trees = read_trees(Folder(path.parent), path.name, problems=[])
+    for tree in trees:
+        for section, known in entries.items():
+            written = tree.child(section)
+            if isinstance(written, MappingNode):
+                known.update({name: plain(entry.node) or {} for name, entry in written.entries.items()})
+    return Standing(fleet=fleet, entries=entries, trees=trees)
+
+
+def drafted(path: Path, edits: Sequence[Edit | NewFile], *, now: Standing, keeps: Keeps | None = None) -> Draft:
+    """What the files would hold instead of what stands there now, checked as a whole. Touches no disk.
+
+    `keeps` says of a path whether git keeps what stands there: new entries then go where it does, and into a file of
+    their own where an `include` provides for that, so that changes of different entries never touch one file.
+    Without it a new entry goes to the first file that has its section.
+
+    Raises SpecInvalid when the fleet would be unsound, NotEditable, Invalid for a path, FileExistsError.
+    """
+    draft, seen = Draft(), set[tuple[str, str]]()
+    for edit in edits:
+        if isinstance(edit, NewFile):
+            _add_file(path.parent, draft, edit)
+        elif (edit.section, edit.name) in seen:
+            raise ValueError(f"{edit.section}.{edit.name}: edited twice in one step")
+        else:
+            seen.add((edit.section, edit.name))
+            changed = Folder(path.parent, instead=draft.after)
+            trees = read_trees(changed, path.name, problems=[]) if draft.after else now.trees
+            _edit(path, draft, edit, keeps, trees)
+    for name in [name for name, after in draft.after.items() if after == draft.before[name]]:
+        del draft.before[name], draft.after[name]
+    if draft.after:
+        load_fleet(path, instead=draft.after)
+    return draft
 
 
 def add_key(
@@ -47,147 +143,64 @@ def add_key(
     `created` and `expires` are RFC 3339. Raises SpecInvalid when the fleet is not sound, before or with the
     key, and FleetError when the file cannot be edited; the file is then as it was.
     """
-    fields: _Fields = {"owner": owner, "sha256": sha256, "scopes": list(scopes), "created": created}
+    value: Raw = {"owner": owner, "sha256": sha256, "scopes": list(scopes), "created": created}
     if expires is not None:
-        fields["expires"] = expires
-    with _lock(path.parent):
-        fleet = load_fleet(path)
-        name = _file_for_keys(path)
-        if key_id in fleet.file.keys:
+        value["expires"] = expires
+
+    def make(now: Standing) -> list[Edit]:
+        if key_id in now.entries["keys"]:
             problem = "is there already"
-            raise SpecInvalid([Diagnostic(file=name, path=f"keys.{key_id}", problem=problem, hint="make another key")])
-        target = path.parent / name
-        before = target.read_bytes()
-        after = with_key(decode(before, file=name), file=name, key_id=key_id, fields=fields)
-        data = (_BOM if before.startswith(_BOM.encode()) else "").encode() + after.encode()
-        load_fleet(path, instead={name: data})
-        try:
-            _replace(target, before=before, after=data)
-        except OSError as error:
-            raise FleetError(f"{target}: cannot be written: {error.strerror}; check who may write there") from None
-    return target
+            at = Diagnostic(file=path.name, path=f"keys.{key_id}", problem=problem, hint="make another key")
+            raise SpecInvalid([at])
+        return [Edit(section="keys", name=key_id, value=value)]
+
+    return edit_files(path, make)[0]
 
 
-def with_key(text: str, *, file: str, key_id: str, fields: _Fields) -> str:
-    """The text of a YAML file with one more entry under `keys`; raises FleetError where there is no place for it."""
-    by_hand = "\n".join(["keys:", *_block(key_id, fields, indent=DEFAULT_INDENT, step=DEFAULT_INDENT)])
-    old, root = parse(text, file=file), yaml.compose(text, Loader=_Loader)
-    keys = old.child("keys") if isinstance(old, MappingNode) else None
-    editable = is_null(keys) or isinstance(keys, MappingNode)
-    if isinstance(old, MappingNode) and isinstance(root, yaml.MappingNode) and editable:
-        wanted = plain(old)
-        wanted["keys"] = {**(wanted.get("keys") or {}), key_id: fields}
-        after = _inserted(text, root, key_id, fields)
-        with contextlib.suppress(SpecInvalid):
-            new = parse(after, file=file)
-            if new is not None and plain(new) == wanted:
-                return after
-    raise FleetError(f"{file}: found no place to add a key and leave all else as it is; add it by hand:\n{by_hand}")
+def edit_files(path: Path, make: Callable[[Standing], Sequence[Edit]]) -> list[Path]:
+    """Edit the files of a person's work tree by what stands there; the edited files in the order of the edits.
+
+    Nothing is committed.
+
+    Raises what `make`, `standing` and `drafted` raise, and FleetError when a file can't be written; nothing is then
+    changed.
+    """
+    with lock(path.parent):
+        now = standing(path)
+        draft = drafted(path, make(now), now=now)
+        puts = draft.puts(path.parent)
+        write(puts)
+    return [path.parent / name for name in draft.after]
 
 
-def _file_for_keys(path: Path) -> str:
-    trees = read_trees(Folder(path.parent), path.name, problems=[])
-    return next((tree.at.file for tree in trees if "keys" in tree.entries), path.name)
-
-
-def _inserted(text: str, root: yaml.MappingNode, key_id: str, fields: _Fields) -> str:
-    lines = text.split("\n")
-    ending = "\r" if lines[0].endswith("\r") else ""
-    step = _step(root)
-    section = next(((key, value) for key, value in root.value if key.value == "keys"), None)
-    if section is None:
-        if root.flow_style:
-            return _into_flow(lines, root, f"keys: {{{_flow(key_id, fields)}}}")
-        column = root.start_mark.column
-        new = [" " * column + "keys:", *_block(key_id, fields, indent=column + step, step=step)]
-        at = _end_of_document(lines)
-        blank = [""] if at and lines[at - 1].strip() else []
-        return _into_lines(lines, at, [*blank, *new], ending=ending)
-    key, keys = section
-    one_line = keys.start_mark.line == keys.end_mark.line
-    if isinstance(keys, yaml.MappingNode) and keys.flow_style and (keys.value or root.flow_style or not one_line):
-        return _into_flow(lines, keys, _flow(key_id, fields))
-    if isinstance(keys, yaml.MappingNode) and keys.value:
-        column = keys.value[0][0].start_mark.column
-        first = keys.value[0][1]
-        if isinstance(first, yaml.MappingNode) and first.value and not first.flow_style:
-            step = first.value[0][0].start_mark.column - column
-        new = _block(key_id, fields, indent=column, step=step)
-        return _into_lines(lines, _last_line(keys) + 1, new, ending=ending)
-    start, end = keys.start_mark, keys.end_mark
-    if one_line:  # nothing, null or {} behind the key: it goes, a comment after it stays
-        line = lines[start.line]
-        lines[start.line] = (line[: start.column].rstrip() + line[end.column :]) if end.column > start.column else line
-    new = _block(key_id, fields, indent=key.start_mark.column + step, step=step)
-    return _into_lines(lines, start.line + 1, new, ending=ending)
-
-
-def _step(root: yaml.MappingNode) -> int:
-    """The file's own indentation: the first block mapping inside the root tells."""
-    for _, value in root.value:
-        if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
-            return max(int(value.value[0][0].start_mark.column) - int(root.start_mark.column), 1)
-    return DEFAULT_INDENT
-
-
-def _last_line(node: yaml.Node) -> int:
-    """The number (from 0) of the last line that a node's own text stands on, comments after it left out."""
-    while isinstance(node, yaml.CollectionNode) and node.value and not node.flow_style:
-        last = node.value[-1]
-        node = last[1] if isinstance(last, tuple) else last
-    ends_before_line = node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line
-    return int(node.end_mark.line) - (1 if ends_before_line else 0)
-
-
-def _end_of_document(lines: list[str]) -> int:
-    """Where a line at the end goes: before the `...` that ends a document, else after the last line."""
-    for number in range(len(lines) - 1, -1, -1):
-        if lines[number].rstrip() == "...":
-            return number
-        if lines[number].strip() and not lines[number].lstrip().startswith("#"):
-            break
-    return len(lines) - 1 if not lines[-1] else len(lines)
-
-
-def _into_lines(lines: list[str], at: int, new: list[str], *, ending: str) -> str:
-    at = min(at, len(lines))
-    before, after = lines[:at], lines[at:] or [""]
-    if before and ending and not before[-1].endswith(ending):
-        before[-1] += ending  # the file's last line had no line end
-    return "\n".join([*before, *(line + ending for line in new), *after])
-
-
-def _into_flow(lines: list[str], node: yaml.MappingNode, entry: str) -> str:
-    line, column = node.end_mark.line, node.end_mark.column - 1
-    head = "\n".join([*lines[:line], lines[line][:column]])
-    written = head.rstrip()
-    space = head[len(written) :]
-    comma = "" if not node.value or written.endswith(",") else ","
-    gap = "" if written.endswith("{") else " "
-    return "\n".join([f"{written}{comma}{gap}{entry}{space}{lines[line][column:]}", *lines[line + 1 :]])
-
-
-def _block(key_id: str, fields: _Fields, *, indent: int, step: int) -> list[str]:
-    inner = " " * (indent + step)
-    return [f"{' ' * indent}{key_id}:", *(f"{inner}{name}: {_value(value)}" for name, value in fields.items())]
-
-
-def _flow(key_id: str, fields: _Fields) -> str:
-    return f"{key_id}: {{{', '.join(f'{name}: {_value(value)}' for name, value in fields.items())}}}"
-
-
-def _value(value: str | list[str]) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    plain_text = _PLAIN_TEXT.fullmatch(value) and not _OTHER_TYPE.fullmatch(value)
-    if plain_text or _PLAIN_HASH.fullmatch(value) or _PLAIN_TIME.fullmatch(value):
-        return value
-    return json.dumps(value)
+def write(puts: Sequence[exchange.Put]) -> None:
+    """Put all of them in place, or none; raises EditedMeanwhile, or FleetError when the disk says no."""
+    done: list[exchange.Put] = []
+    at = Path()
+    try:
+        for put in puts:
+            at = put.path
+            exchange.lay(put)
+        for put in puts:
+            at = put.path
+            exchange.swap(put)
+            done.append(put)
+    except BaseException as error:
+        for put in reversed(done):
+            with contextlib.suppress(exchange.EditedMeanwhile, OSError):  # somebody has it in hand: theirs
+                exchange.undo(put)
+        if isinstance(error, OSError):
+            raise FleetError(f"{at}: cannot be written: {error.strerror}; check who may write there") from None
+        raise
+    finally:
+        for put in puts:
+            with contextlib.suppress(OSError):
+                exchange.clear(put)
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One editor of a fleet at a time; raises FleetError after LOCK_TIMEOUT_S."""
+def lock(folder: Path) -> Iterator[None]:
+    """One editor of a fleet at a time; raises Busy after LOCK_TIMEOUT_S."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -196,7 +209,7 @@ def _lock(folder: Path) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise FleetError(f"{folder}: another edit has held it for {LOCK_TIMEOUT_S:.0f} s; try again")
+                raise Busy(f"{folder}: another edit has held it for {LOCK_TIMEOUT_S:.0f} s; try again")
             time.sleep(LOCK_RETRY_S)
         yield
     finally:
@@ -211,31 +224,101 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _replace(path: Path, *, before: bytes, after: bytes) -> None:
-    """Put new bytes in a file's place at once and durably, mode and owner kept, if it is still as it was read."""
-    target = path.resolve()
-    seen = target.stat()
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(after)
-            file.flush()
-            os.fchmod(file.fileno(), seen.st_mode & 0o7777)
-            with contextlib.suppress(PermissionError):  # only root gives files to others
-                os.fchown(file.fileno(), seen.st_uid, seen.st_gid)
-            os.fsync(file.fileno())
-        _refuse_changed(target, before)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _edit(path: Path, draft: Draft, edit: Edit, keeps: Keeps | None, trees: Sequence[MappingNode]) -> None:
+    name = _file_of(edit, trees, keeps)
+    now = draft.after[name] if name in draft.after else exchange.read(path.parent / name)
+    draft.before.setdefault(name, now)
+    written = next((tree for tree in trees if _names(tree, edit.section, edit.name)), None)
+    before = None if written is None else _value(written, edit)
+    if now is None:
+        if edit.value is None:
+            return
+        text = new_text(section=edit.section, name=edit.name, value=edit.value)
+    elif edit.value is None and before is None:
+        return
+    else:
+        text = with_entry(decode(now, file=name), file=name, section=edit.section, name=edit.name, value=edit.value)
+    data = (_BOM if now is not None and now.startswith(_BOM) else b"") + text.encode()
+    if data == now:
+        return
+    bare = edit.value is None and keeps is not None and name != path.name
+    draft.after[name] = None if bare and _says_nothing(path, draft, name, data) else data
+    draft.changes.append(
+        Change(
+            section=edit.section,
+            name=edit.name,
+            before=before,
+            after=None if edit.value is None else dict(edit.value),
+        )
+    )
 
 
-def _refuse_changed(path: Path, before: bytes) -> None:
-    if path.read_bytes() != before:
-        raise FleetError(f"{path}: changed while the key was added; try again")
+def _file_of(edit: Edit, trees: Sequence[MappingNode], keeps: Keeps | None) -> str:
+    """Where an entry stands, or belongs."""
+    main = trees[0].at.file
+    for tree in trees:
+        if _names(tree, edit.section, edit.name):
+            return tree.at.file
+    if keeps is not None:
+        own = _own_file(edit, trees[0], keeps)
+        room = len(trees) <= MAX_INCLUDED_FILES
+        if own is not None and (room or any(tree.at.file == own for tree in trees)):
+            return own
+    for tree in trees:
+        if edit.section in tree.entries and (keeps is None or keeps(tree.at.file)):
+            return tree.at.file
+    return main
+
+
+def _own_file(edit: Edit, main: MappingNode, keeps: Keeps) -> str | None:
+    """`fleet.d/<name>.yaml` where an include says `fleet.d/*.yaml` and git keeps it."""
+    owner = str((edit.value or {}).get("owner", ""))
+    word = edit.name if edit.section == "orchestrators" else owner.rpartition(":")[2]
+    patterns = main.child("include")
+    for item in patterns.items.values() if isinstance(patterns, ListNode) else ():
+        pattern = str(item.value) if isinstance(item, ScalarNode) else ""
+        folder, name = str(PurePosixPath(pattern).parent), PurePosixPath(pattern).name
+        one_star = name.count("*") == 1 and not any(mark in name.replace("*", "") + folder for mark in _SPECIAL)
+        if one_star and word and keeps(own := str(PurePosixPath(folder) / name.replace("*", word))):
+            return own
+    return None
+
+
+def _names(tree: MappingNode, section: str, name: str) -> bool:
+    written = tree.child(section)
+    return isinstance(written, MappingNode) and name in written.entries
+
+
+def _value(tree: MappingNode, edit: Edit) -> Raw:
+    written = tree.child(edit.section)
+    node = written.child(edit.name) if isinstance(written, MappingNode) else None
+    return dict(plain(node) or {}) if node is not None else {}
+
+
+def _says_nothing(path: Path, draft: Draft, name: str, data: bytes) -> bool:
+    """Whether an included file holds nothing any more, no comment either, so that it can go."""
+    if b"#" in data:
+        return False
+    trees = read_trees(Folder(path.parent, instead={**draft.after, name: data}), path.name, problems=[])
+    tree = next((tree for tree in trees if tree.at.file == name), None)
+    return tree is not None and all(
+        is_null(entry.node) or (isinstance(entry.node, MappingNode) and not entry.node.entries)
+        for entry in tree.entries.values()
+    )
+
+
+def _add_file(folder: Path, draft: Draft, new: NewFile) -> None:
+    """Refuses what would leave the folder, and names that begin with a dot: git's and our own folders do."""
+    pure = PurePosixPath(new.path)
+    odd = pure.is_absolute() or not pure.parts or any(not part.isprintable() for part in pure.parts)
+    if (
+        odd
+        or "\\" in new.path
+        or any(part.startswith(".") for part in pure.parts)
+        or not Folder(folder).is_inside(new.path)
+    ):
+        raise Invalid([("path", f"got {new.path!r}, wanted a path inside the fleet folder, no part starting with .")])
+    name = str(pure)
+    if name in draft.after or os.path.lexists(folder / name):
+        raise FileExistsError(f"{name}: is there already; name a file that is not")
+    draft.before[name], draft.after[name] = None, new.text.encode()

@@ -109,6 +109,15 @@ def plain(node: Node) -> Any:
     return node.value
 
 
+def tree_of(value: Any, *, at: Place) -> Node:
+    """The opposite of `plain`: a tree of JSON-like values, all of which stand at one place."""
+    if isinstance(value, dict):
+        return MappingNode(at, {str(key): Entry(at, tree_of(inner, at=at)) for key, inner in value.items()})
+    if isinstance(value, list | tuple):
+        return ListNode(at, {number: tree_of(item, at=at) for number, item in enumerate(value)})
+    return ScalarNode(at, value)
+
+
 def count(node: Node) -> int:
     """How many nodes `plain` would make."""
     if isinstance(node, MappingNode):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator_fleet.errors import FleetError, SpecInvalid
-from orchestrator_fleet.spec import writeback
+from orchestrator_fleet.spec import exchange, writeback
+from orchestrator_fleet.spec.entry import NotEditable, with_entry
 from orchestrator_fleet.spec.load import load_fleet
-from orchestrator_fleet.spec.writeback import add_key, with_key
+from orchestrator_fleet.spec.writeback import add_key
 
 SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 KEY = {
@@ -34,7 +35,7 @@ CHANGES_A_LINE = {"one-line-keys", "json", "json-empty-keys", "empty-braces", "n
 def test_a_key_is_added_exactly_there(case: Path):
     """before.yaml becomes after.yaml, to the byte."""
     before = (case / "before.yaml").read_bytes().decode()
-    after = with_key(before, file="fleet.yaml", key_id="k-7f3a9c21", fields=FIELDS)
+    after = with_entry(before, file="fleet.yaml", section="keys", name="k-7f3a9c21", value=FIELDS)
     assert after == (case / "after.yaml").read_bytes().decode()
 
 
@@ -53,23 +54,25 @@ def test_only_lines_are_added(case: Path):
 )
 def test_where_there_is_no_place_the_lines_are_shown(text: str):
     """A person can still put them there."""
-    with pytest.raises(FleetError, match="add it by hand:\nkeys:\n  k-7f3a9c21:\n    owner: person:me\n"):
-        with_key(text, file="fleet.yaml", key_id="k-7f3a9c21", fields=FIELDS)
+    with pytest.raises(NotEditable, match="write it by hand:\nkeys:\n  k-7f3a9c21:\n    owner: person:me\n"):
+        with_entry(text, file="fleet.yaml", section="keys", name="k-7f3a9c21", value=FIELDS)
 
 
 @pytest.mark.parametrize(
     ("owner", "written"),
-    [("person:me", "person:me"), ("vp-eng", "vp-eng"), ("yes", '"yes"'), ("a: b", '"a: b"'), ("é", '"\\u00e9"')],
+    [("person:me", "person:me"), ("vp-eng", "vp-eng"), ("yes", '"yes"'), ("a: b", '"a: b"'), ("é", "é")],
 )
 def test_values_are_quoted_where_other_readers_would_see_another_type(owner: str, written: str):
     """YAML 1.1 readers take `yes` for true."""
-    after = with_key("version: 1\n", file="x", key_id="k-7f3a9c21", fields={**FIELDS, "owner": owner})
+    after = with_entry("version: 1\n", file="x", section="keys", name="k-7f3a9c21", value={**FIELDS, "owner": owner})
     assert f"    owner: {written}\n" in after
 
 
 def test_a_hash_of_digits_alone_is_quoted():
     """Another reader would make a number of it."""
-    after = with_key("version: 1\n", file="x", key_id="k-7f3a9c21", fields={**FIELDS, "sha256": "1" * 64})
+    after = with_entry(
+        "version: 1\n", file="x", section="keys", name="k-7f3a9c21", value={**FIELDS, "sha256": "1" * 64}
+    )
     assert f'sha256: "{"1" * 64}"' in after
 
 
@@ -170,31 +173,21 @@ def test_an_editor_that_never_lets_go_is_named(write_fleet, monkeypatch):
         os.close(holder)
 
 
-def test_a_file_that_somebody_saved_meanwhile_is_left_alone(write_fleet):
-    """Their edit wins; ours says to try again, and leaves nothing behind."""
-    path = write_fleet()
-    names = {entry.name for entry in path.parent.iterdir()}
-    with pytest.raises(FleetError, match="changed while the key was added"):
-        writeback._replace(path, before=b"something else", after=b"x")
-    assert path.read_bytes().startswith(b"version: 1")
-    assert {entry.name for entry in path.parent.iterdir()} == names
-
-
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     """A person reads a sentence, not a traceback."""
     with pytest.raises(FleetError, match="cannot be opened: No such file or directory"):
         add_key(tmp_path / "nowhere/fleet.yaml", **KEY)
 
 
-def test_a_file_that_cannot_be_replaced_is_said(write_fleet, monkeypatch):
+def test_a_file_that_cannot_be_written_is_said(write_fleet, monkeypatch):
     """As on a read-only disk; the fleet is as it was."""
     path = write_fleet()
     before = path.read_bytes()
 
-    def no_room(**_: object) -> None:
+    def no_room(_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(writeback.tempfile, "mkstemp", no_room)
+    monkeypatch.setattr(exchange, "lay", no_room)
     with pytest.raises(FleetError, match="cannot be written: Read-only file system"):
         add_key(path, **KEY)
     assert path.read_bytes() == before
