@@ -19,6 +19,7 @@ FleetError                        something a person should read; exit code 1
     ├── NotFound                  no such task, orchestrator, ...
     ├── InvalidTransition         the status table has no such edge
     ├── LeaseLost                 the token is not the current attempt's
+    ├── Forbidden                 the key has the scope, but this is not for its owner to do
     ├── Conflict                  any other 409
     └── Invalid                   the request's fields are wrong (422), all of them at once
 """
@@ -158,6 +159,12 @@ class LeaseLost(TaskError):
     """The token is not the current attempt's: stop, and drop what you have."""
 
     code = "lease_lost"
+
+
+class Forbidden(TaskError):
+    """The key has the scope, but this is not for its owner to do."""
+
+    code = "forbidden"
 
 
 class Conflict(TaskError):

@@ -42,9 +42,23 @@ class MintedKey:
 
 def mint() -> MintedKey:
     """Make a key from the system's randomness."""
-    key_id, secret = f"k-{secrets.token_hex(4)}", secrets.token_hex(32)
-    head = f"fleet_{key_id}_{secret}"
-    return MintedKey(id=key_id, text=f"{head}_{zlib.crc32(head.encode()):08x}", sha256=digest(secret))
+    return _minted(secrets.token_hex(4), secrets.token_hex(32))
+
+
+def derive(secret: str, context: str) -> MintedKey:
+    """The one key that follows from another's secret and a context: who has the secret can ask for it again.
+
+    To everybody else it is as random as one that was minted (HMAC-SHA256 under 256 random bits).
+    """
+    name, body = (
+        hmac.new(secret.encode(), f"{part}\0{context}".encode(), hashlib.sha256).hexdigest() for part in ("id", "key")
+    )
+    return _minted(name[:8], body)
+
+
+def _minted(name: str, secret: str) -> MintedKey:
+    head = f"fleet_k-{name}_{secret}"
+    return MintedKey(id=f"k-{name}", text=f"{head}_{zlib.crc32(head.encode()):08x}", sha256=digest(secret))
 
 
 def parse(text: str) -> tuple[str, str] | None:
@@ -62,8 +76,13 @@ def digest(secret: str) -> str:
 
 
 def matches(secret: str, sha256: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(digest(secret), sha256)
+    """Whether `sha256` is of this secret; compares in constant time."""
+    return same(digest(secret), sha256)
+
+
+def same(sha256: str, other: str) -> bool:
+    """Whether two digests are equal; compares in constant time."""
+    return hmac.compare_digest(sha256, other)
 
 
 def allows(scopes: tuple[str, ...] | list[str] | frozenset[str], needed: str) -> bool:

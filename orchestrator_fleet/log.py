@@ -84,6 +84,9 @@ class Log:
 
 def setup(*, stream: TextIO, level: str = "INFO", **bound: Any) -> None:
     """Send every logger's lines to `stream`; `bound` fields stand in each of them."""
+    # What no line of ours tells need not be found out for each of them (the logging HOWTO's own switches).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines(**bound))
     root = logging.getLogger()

@@ -26,7 +26,7 @@ from orchestrator_fleet.api.door import OPEN_ROUTES
 from orchestrator_fleet.api.problems import MEDIA_TYPE
 
 METHODS = ("get", "put", "post", "delete")
-EVENTS, POLL = "/api/events", "/api/tasks/poll"
+EVENTS, POLL, PLAN = "/api/events", "/api/tasks/poll", "/api/fleet/plan"
 _NAME = "ProblemDetails"
 _TEXT = Schema(type=OpenAPIType.STRING)
 _PROBLEM = Schema(
@@ -86,15 +86,16 @@ def _problems_of(method: str, path: str, operation: Operation) -> Iterator[HTTPS
     if "{" in path:
         yield HTTPStatus.NOT_FOUND
     changes = method != "get" and ("Idempotency-Key" in names or path.startswith("/api/tasks/"))
-    if changes:
+    if changes or path == PLAN:
         yield HTTPStatus.CONFLICT
     if "If-Match" in names:
         yield HTTPStatus.PRECONDITION_FAILED
+        if not path.startswith("/api/tasks/"):
+            yield HTTPStatus.PRECONDITION_REQUIRED
     if operation.request_body is not None:
         yield HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     yield HTTPStatus.UNPROCESSABLE_ENTITY
-    if is_open or path == EVENTS:
-        yield HTTPStatus.TOO_MANY_REQUESTS
+    yield HTTPStatus.TOO_MANY_REQUESTS
     yield HTTPStatus.SERVICE_UNAVAILABLE
     if changes or path == POLL:
         yield HTTPStatus.INSUFFICIENT_STORAGE

@@ -26,6 +26,7 @@ from orchestrator_fleet.api import (
     declare_routes,
     event_routes,
     fleet_routes,
+    help_routes,
     key_routes,
     link,
     problems,
@@ -57,6 +58,7 @@ def create_app(plane: Plane) -> Door:
         action_routes,
         conversation_routes,
         coordination_routes,
+        help_routes,
         conflict_routes,
         analytics_routes,
         audit_routes,
@@ -75,7 +77,7 @@ def create_app(plane: Plane) -> Door:
         )
     )
     answers.list_problems(app.openapi_schema)
-    return Door(app, authenticate=plane.authenticate)
+    return Door(app, plane=plane)
 
 
 def _openapi() -> OpenAPIConfig:

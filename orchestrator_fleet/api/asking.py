@@ -12,9 +12,9 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import Dependency, Parameter
 
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden, MissingScope
+from orchestrator_fleet.api.problems import MissingScope
 from orchestrator_fleet.clock import from_datetime
-from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.errors import Forbidden, Invalid
 from orchestrator_fleet.orchestrators.access import KnownKey
 from orchestrator_fleet.wire.http import DEFAULT_PAGE, MAX_PAGE, MAX_QUERY_CHARS, MAX_WORDS, NO_NUL
 
@@ -52,7 +52,7 @@ def acts(scope: str, *, own: str | None = None) -> Guard:
         is_own = key.owner == connection.path_params["vp"]
         if not key.allows(scope) and not (own is not None and is_own and key.allows(own)):
             raise MissingScope(f"this needs a key with the scope {scope}")
-        if key.is_orchestrators and not is_own:
+        if key.acts_for is not None and not is_own:
             raise Forbidden(f"the key of {key.owner} acts for it alone; take a person's or a service's key")
 
     return guard
@@ -60,7 +60,9 @@ def acts(scope: str, *, own: str | None = None) -> Guard:
 
 async def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """A guard: a filter with a typing error in its name must not list everything."""
-    known = handler.parsed_fn_signature.parameters
+    parameters = handler.parsed_fn_signature.parameters
+    # A name that is a word of Python's, such as `with`, is another one in the signature.
+    known = {getattr(one.kwarg_definition, "name", None) or name for name, one in parameters.items()}
     unknown = sorted(name for name in connection.query_params if name not in known)
     if unknown:
         raise Invalid([(name[:100], "is not a known query parameter") for name in unknown])

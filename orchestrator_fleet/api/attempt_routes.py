@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from litestar import Response, get, post
+from sqlalchemy import Connection
 
 from orchestrator_fleet.api import asking, once, work
 from orchestrator_fleet.api.asking import Asked, OfPlane, needs
 from orchestrator_fleet.api.bodies import JsonBody, from_dict
+from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
+from orchestrator_fleet.api.problems import Unauthorized
 from orchestrator_fleet.api.task_routes import shown
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.errors import Invalid
+from orchestrator_fleet.orchestrators import carried
+from orchestrator_fleet.store.outbox import CALLER
 from orchestrator_fleet.tasks import life, view
+from orchestrator_fleet.tasks.task import Ask, Claimed, Grant
 from orchestrator_fleet.wire.http import CompleteTask, FailTask, Heartbeat, Poll, Progress, ReleaseTask, Spent
 from orchestrator_fleet.wire.link import Usage
 
@@ -44,12 +51,23 @@ async def poll_by_query(
 
 
 @post("/tasks/poll", guards=_WORK, dto=JsonBody[Poll], return_dto=None, status_code=200)
-async def poll(request: Asked, plane: OfPlane, data: Poll = Poll()) -> Response[dict[str, Any]]:  # noqa: B008 - an immutable struct
-    """Claim tasks, waiting up to `wait` seconds for the first. A task is given to one poller alone."""
-    return await _poll(request, plane, data)
+async def poll(
+    request: Asked,
+    plane: OfPlane,
+    data: Poll = Poll(),  # noqa: B008 - an immutable struct
+    idempotency_key: once.Key = None,
+) -> Response[dict[str, Any]]:
+    """Claim tasks, waiting up to `wait` seconds for the first. A task is given to one poller alone.
+
+    With an `Idempotency-Key`, whoever did not get the answer asks again and gets the same tasks under the same leases;
+    an answer without tasks is not kept.
+    """
+    return await _poll(request, plane, data, await once.keyed(request, plane, idempotency_key))
 
 
-async def _poll(request: Asked, plane: Plane, asked: Poll) -> Response[dict[str, Any]]:
+async def _poll(
+    request: Asked, plane: Plane, asked: Poll, repeatable: once.Once | None = None
+) -> Response[dict[str, Any]]:
     orchestrator = asked.orchestrator or request.auth.owner
     asking.claims_for(request.auth, orchestrator)
     if orchestrator not in plane.control.orchestrators:
@@ -57,12 +75,15 @@ async def _poll(request: Asked, plane: Plane, asked: Poll) -> Response[dict[str,
             raise Invalid([("orchestrator", f"is required: the key's owner, {orchestrator}, is none")])
         raise Invalid([("orchestrator", f"there is no orchestrator {orchestrator}")])
     claimant = work.Claimant(orchestrator=orchestrator, actor=request.auth.actor, lease_s=asked.lease_s)
-    claiming = asyncio.create_task(_claim(plane, claimant, asked))
+    claims = _claim(plane, claimant, asked) if repeatable is None else _claim_once(plane, claimant, asked, repeatable)
+    claiming = asyncio.create_task(claims)
     gone = asyncio.create_task(_hung_up(request))
     try:
         await asyncio.wait({claiming, gone}, return_when=asyncio.FIRST_COMPLETED)
         if claiming.done():
             return await claiming
+        if (why := plane.why_no_longer(request.auth)) is not None:
+            raise Unauthorized(f"the key is {why}")
         return Response({"data": [], "reason": "the client hung up"}, status_code=CLOSED_REQUEST, headers=NO_STORE)
     finally:
         gone.cancel()
@@ -75,18 +96,56 @@ async def _poll(request: Asked, plane: Plane, asked: Poll) -> Response[dict[str,
 
 async def _claim(plane: Plane, claimant: work.Claimant, asked: Poll) -> Response[dict[str, Any]]:
     async with work.claimed(plane, claimant, limit=asked.limit, wait_s=asked.wait) as (grants, reason):
-        data = [
-            {
-                "task": view.to_json(grant.task),
-                "lease": {
-                    "token": grant.token,
-                    "expires_at": to_rfc3339(grant.lease_until_us),
-                    "attempt": grant.attempt,
-                },
-            }
-            for grant in grants
-        ]
-        return Response({"data": data, "reason": reason} if reason else {"data": data}, headers=NO_STORE)
+        along = await work.carried(plane, grants)
+        return Response(_told(grants, reason, along), headers=NO_STORE)
+
+
+class _Repeated(Exception):
+    """The same was asked before, and answered."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+async def _claim_once(
+    plane: Plane, claimant: work.Claimant, asked: Poll, repeatable: once.Once
+) -> Response[dict[str, Any]]:
+    """The same, kept in the claim's own transaction. Nothing is given back: whoever lost the answer asks again."""
+
+    def claim(conn: Connection, ask: Ask) -> Claimed:
+        if (before := repeatable.before(conn)) is not None:
+            raise _Repeated(before)
+        (got,) = life.claim_all(conn, [ask])
+        if isinstance(got, Exception):
+            raise got
+        if got.grants:
+            along = carried.along(conn, [grant.task for grant in got.grants])
+            repeatable.keep(conn, Reply(content=_told(got.grants, "", along), headers=NO_STORE))
+        return got
+
+    async def claim_alone(ask: Ask) -> Claimed:
+        got = await plane.store.write(lambda conn: claim(conn, ask))
+        plane.pulse.nudge()
+        return got
+
+    try:
+        got = await work.wait_for_some(plane, claimant, limit=asked.limit, wait_s=asked.wait, claim=claim_alone)
+    except _Repeated as repeated:
+        return once.respond(plane, repeated.reply)
+    reason = work.CLOSING if plane.closing.is_set() else got.reason
+    along = await work.carried(plane, got.grants)
+    return Response(_told(got.grants, "" if got.grants else reason, along), headers=NO_STORE)
+
+
+def _told(grants: Sequence[Grant], reason: str, along: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    data = [
+        {
+            "task": {**view.to_json(grant.task), **along.get(grant.task.id, {})},
+            "lease": {"token": grant.token, "expires_at": to_rfc3339(grant.lease_until_us), "attempt": grant.attempt},
+        }
+        for grant in grants
+    ]
+    return {"data": data, "reason": reason} if reason else {"data": data}
 
 
 async def _hung_up(request: Asked) -> None:
@@ -97,15 +156,21 @@ async def _hung_up(request: Asked) -> None:
 
 
 @post("/tasks/{task_id:str}/heartbeat", guards=_WORK, dto=JsonBody[Heartbeat], return_dto=None, status_code=200)
-async def heartbeat(plane: OfPlane, task_id: str, data: Heartbeat) -> dict[str, Any]:
+async def heartbeat(
+    request: Asked, plane: OfPlane, task_id: str, data: Heartbeat, idempotency_key: once.Key = None
+) -> Response[dict[str, Any]]:
     """Hold the task longer."""
-    task = await plane.store.write(
-        lambda conn: life.heartbeat(
-            conn, task_id=task_id, token=data.token, lease_s=data.lease_s, now_us=plane.clock.now_us()
+    acts_for, now_us = request.auth.acts_for, plane.clock.now_us()
+
+    def beat(conn: Connection) -> Reply:
+        task = life.heartbeat(
+            conn, task_id=task_id, token=data.token, lease_s=data.lease_s, now_us=now_us, acts_for=acts_for
         )
-    )
-    expires = None if task.lease_until_us is None else to_rfc3339(task.lease_until_us)
-    return {"task": view.to_json(task), "lease": {"token": data.token, "expires_at": expires, "attempt": task.attempt}}
+        expires = None if task.lease_until_us is None else to_rfc3339(task.lease_until_us)
+        lease = {"token": data.token, "expires_at": expires, "attempt": task.attempt}
+        return Reply(content={"task": view.to_json(task), "lease": lease})
+
+    return await once.write(request, plane, idempotency_key, beat)
 
 
 @post("/tasks/{task_id:str}/complete", guards=_WORK, dto=JsonBody[CompleteTask], return_dto=None, status_code=200)
@@ -169,7 +234,15 @@ async def progress(
         plane,
         idempotency_key,
         lambda conn: shown(
-            life.progress(conn, task_id=task_id, token=data.token, message=data.message, actor=actor, now_us=now_us)
+            life.progress(
+                conn,
+                task_id=task_id,
+                token=data.token,
+                message=data.message,
+                actor=actor,
+                now_us=now_us,
+                acts_for=request.auth.acts_for,
+            )
         ),
     )
 
@@ -186,6 +259,8 @@ async def _finish(
         roll=random.random(),  # noqa: S311 - spreads retries, guards nothing
         actor=request.auth.actor,
         now_us=plane.clock.now_us(),
+        acts_for=request.auth.acts_for,
+        by=CALLER.get(),
         **more,
     )
     return await once.write_batched(request, plane, key, fn=life.finish_all, item=report, reply=shown)

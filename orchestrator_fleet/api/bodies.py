@@ -32,13 +32,18 @@ Problem = tuple[str, str]
 
 def decode(raw: bytes, kind: type[S]) -> S:
     """`raw` as a `kind`; raises Malformed when it is not JSON, Invalid with every wrong field."""
+    return from_dict(document_of(raw), kind)
+
+
+def document_of(raw: bytes) -> dict[str, Any]:
+    """`raw` as a JSON object; raises Malformed when it is not JSON, Invalid when it is something else."""
     try:
         document = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
         raise Malformed(f"the body is not JSON: {problem}") from problem
     if not isinstance(document, dict):
         raise Invalid([("body", f"got {_kind_of(document)}, wanted a JSON object")])
-    return from_dict(document, kind)
+    return document
 
 
 def from_dict(document: dict[str, Any], kind: type[S], *, strict: bool = True) -> S:

@@ -13,7 +13,7 @@ from orchestrator_fleet.api.asking import Asked, OfPlane, needs
 from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.task_routes import also
+from orchestrator_fleet.api.task_routes import also, check_assigns
 from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.tasks import bulk, queries
 from orchestrator_fleet.tasks.bulk import Chosen, Order, Result
@@ -37,6 +37,7 @@ async def assign_tasks(
     request: Asked, plane: OfPlane, data: AssignTasks, idempotency_key: once.Key = None
 ) -> Response[dict[str, Any]]:
     """Give tasks to an orchestrator; 207 when some could not be given, which leaves the others given."""
+    check_assigns(request.auth)
     asking.check_known(plane, data.orchestrator)
     order = Order(action="assign", orchestrator=data.orchestrator, reason=data.reason or None)
     actor, dispatch, now_us = request.auth.actor, plane.control.dispatch, plane.clock.now_us()
@@ -65,7 +66,9 @@ async def do_to_tasks(
     `left` says how many more match, and `next_cursor`, sent as `cursor`, does those. 207 when some were refused, which
     leaves the others done. `dry_run` answers the same and changes nothing.
     """
-    order = _order(plane, data)
+    if data.action == "assign":
+        check_assigns(request.auth)
+    order = _order(plane, data, acts_for=request.auth.acts_for)
     actor, dispatch, now_us = request.auth.actor, plane.control.dispatch, plane.clock.now_us()
     filters = None if data.filter is None else bulk.meant(_filters(data.filter), data.action)
     if filters is None:
@@ -82,7 +85,7 @@ async def do_to_tasks(
     return await once.write(request, plane, idempotency_key, do)
 
 
-def _order(plane: Plane, data: BulkTasks) -> Order:
+def _order(plane: Plane, data: BulkTasks, *, acts_for: str | None) -> Order:
     """What is asked; Invalid with all that is missing or too much."""
     wrong = []
     if (data.filter is None) == (data.task_ids is None):
@@ -101,7 +104,13 @@ def _order(plane: Plane, data: BulkTasks) -> Order:
         raise Invalid(wrong)
     if data.orchestrator is not None:
         asking.check_known(plane, data.orchestrator)
-    return Order(action=data.action, reason=data.reason or None, orchestrator=data.orchestrator, priority=data.priority)
+    return Order(
+        action=data.action,
+        reason=data.reason or None,
+        orchestrator=data.orchestrator,
+        priority=data.priority,
+        acts_for=acts_for,
+    )
 
 
 def _filters(asked: TaskFilter) -> Filters:

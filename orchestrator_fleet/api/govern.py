@@ -1,10 +1,14 @@
-"""Keeps what binds claims right as time passes and rules change: pauses that end, limits that have room again."""
+"""Keeps what binds claims right as time passes and rules change: pauses that end, limits that have room again.
+
+And what people did to orchestrators, where that ends later: see `restarting.follow`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 from orchestrator_fleet import log
+from orchestrator_fleet.api import restarting
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.tasks import holds, limits
 from orchestrator_fleet.tasks.rules import Rules
@@ -25,6 +29,7 @@ async def govern(plane: Plane) -> None:
             await begin_anew(plane, rules, before=followed)
             followed = rules
         await _end_holds(plane)
+        await restarting.follow(plane)
         # Also without limits: a claim under the rules before may have parked a task since they were followed.
         if await plane.store.read(limits.any_are_parked):
             await _call_up(plane, rules)

@@ -3,7 +3,9 @@
 A link reads frame by frame; only claims wait beside it, in a task of their own, and a grant that can't be
 handed over is given back at once. Whatever a peer sends ends at most its own connection.
 
-    Hello ▶ reconcile ▶ Welcome ▶ (Claim | Beat | Log | Finish)* ▶ gone: presence says so
+    Hello ▶ reconcile ▶ Welcome ▶ (Claim | Beat | Log | Finish | Noticed)* ▶ gone: presence says so
+
+What others tell the orchestrator is delivered beside all that: see `delivery`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from sqlalchemy import Connection
 
 from orchestrator_fleet import log
 from orchestrator_fleet.api import problems, work
+from orchestrator_fleet.api.delivery import Delivery
 from orchestrator_fleet.api.plane import POLICY, Plane
 from orchestrator_fleet.clock import from_datetime
 from orchestrator_fleet.errors import FleetError, StoreError, TaskError
@@ -41,6 +44,7 @@ MAX_CLAIM_WAIT_S = 60.0
 MAX_CLAIM = 100
 MAX_HELD = 1_000
 MAX_PUSHES = 256
+MAX_NOTICED = 1_000
 
 MAX_REASON_BYTES = 120  # of a close frame's 123
 
@@ -99,6 +103,8 @@ def _checked(hello: wire.FromDaemon, *, key: KnownKey, plane: Plane) -> wire.Hel
         raise Closed(POLICY, f"the key is of machine {key.machine}, not of {hello.machine[:100]}")
     if hello.orchestrator not in plane.control.orchestrators:
         raise Closed(POLICY, f"{hello.orchestrator} is not declared; run `fleet apply`")
+    if (why := plane.why_no_longer(key)) is not None:
+        raise Closed(POLICY, f"its key is {why}")
     if len(hello.held) > MAX_HELD:
         raise Closed(TOO_BIG, f"{len(hello.held)} held attempts are more than {MAX_HELD}")
     return hello
@@ -139,7 +145,7 @@ class Holding:
 
 
 class Link:
-    """A connected daemon. `held`: what it works on, by task."""
+    """A connected daemon. `held`: what it works on, by task; `said`: what it said so of last, be it its own or not."""
 
     def __init__(self, plane: Plane, socket: WebSocket[Any, Any, Any], *, hello: wire.Hello, key: KnownKey) -> None:
         self.orchestrator, self.machine, self.key = hello.orchestrator, hello.machine, key
@@ -153,6 +159,9 @@ class Link:
         self._sending = asyncio.Lock()
         self._claim: asyncio.Task[None] | None = None
         self._pushes: set[asyncio.Task[None]] = set()
+        self.said, self.said_at_us = hello.held, self._since_us
+        self._delivery = Delivery(plane, hello.orchestrator, actor=key.actor, send=self._send)
+        self._delivering: asyncio.Task[None] | None = None
         self._end: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
 
     @property
@@ -186,6 +195,19 @@ class Link:
         self._pushes.add(push)
         push.add_done_callback(self._pushed)
 
+    def notice_kept(self) -> None:
+        """Something waits to be told to this orchestrator."""
+        self._delivery.nudge()
+
+    def _delivered(self, delivering: asyncio.Task[None]) -> None:
+        if delivering.cancelled() or (problem := delivering.exception()) is None:
+            return
+        if isinstance(problem, Closed):
+            self.end(problem.code, problem.reason)
+            return
+        _log.error("notices can't be delivered", orchestrator=self.orchestrator, problem=repr(problem))
+        self.end(TRY_LATER, "notices can't be delivered")
+
     def _pushed(self, push: asyncio.Task[None]) -> None:
         self._pushes.discard(push)
         if not push.cancelled() and isinstance(problem := push.exception(), Closed):
@@ -203,6 +225,8 @@ class Link:
                     async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                         await older.gone.wait()
             await self._welcome()
+            self._delivering = asyncio.create_task(self._delivery.run())
+            self._delivering.add_done_callback(self._delivered)
             raise await self._until_end()
         finally:
             await self._leave()
@@ -218,7 +242,7 @@ class Link:
             reader.cancel()
 
     async def _leave(self) -> None:
-        tasks = [task for task in (self._claim, *self._pushes) if task is not None]
+        tasks = [task for task in (self._claim, self._delivering, *self._pushes) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -294,6 +318,8 @@ class Link:
                     await self._append_log(message)
                 case wire.Finish():
                     await self._finish(message)
+                case wire.Noticed():
+                    await self._noticed(message)
                 case wire.Hello():
                     raise Closed(POLICY, "hello comes once")
         except TaskError as problem:
@@ -334,8 +360,14 @@ class Link:
         async with work.claimed(self._plane, claimant, limit=limit, wait_s=wait_s) as (grants, reason):
             # Held from now on: a cancel that comes in while the grant is on its way must find it.
             self.held.update({grant.task.id: Holding(grant.token, grant.attempt) for grant in grants})
+            along = await work.carried(self._plane, grants)
             told = tuple(
-                wire.Grant(task=view.to_json(grant.task), attempt=grant.attempt, token=grant.token) for grant in grants
+                wire.Grant(
+                    task={**view.to_json(grant.task), **along.get(grant.task.id, {})},
+                    attempt=grant.attempt,
+                    token=grant.token,
+                )
+                for grant in grants
             )
             await self._send(wire.Claimed(id=message.id, grants=told, reason=reason))
 
@@ -352,8 +384,10 @@ class Link:
             lost = await self._plane.store.write(
                 lambda conn: life.beat(conn, held=held, lease_s=LEASE_S, now_us=now_us)
             )
+        self.said, self.said_at_us = message.held, self._last_seen_us
         for task in lost:
             self.held.pop(task, None)
+        self._plane.unsettled.beaten(self.orchestrator, held={one.task for one in message.held})
         await self._send(wire.Beaten(id=message.id, lost=lost))
 
     async def _append_log(self, message: wire.Log) -> None:
@@ -373,6 +407,11 @@ class Link:
                 )
             )
             self._plane.readers.wake([message.task])
+
+    async def _noticed(self, message: wire.Noticed) -> None:
+        if len(message.notices) > MAX_NOTICED:
+            raise Closed(TOO_BIG, f"{len(message.notices)} notices are more than {MAX_NOTICED}")
+        await self._delivery.noticed(message.notices)
 
     async def _finish(self, message: wire.Finish) -> None:
         # Out of `held` first: its own report must not come back to it as a Cancel.
@@ -399,6 +438,10 @@ class Link:
         except StoreError:
             if holding is not None:
                 self.held[message.task] = holding
+            raise
+        except TaskError:
+            # Its attempt is over, but so is its session now, for which a handoff may wait.
+            plane.unsettled.session_over(message.task, of=self.orchestrator)
             raise
         plane.pulse.nudge()
         await self._send(wire.Finished(id=message.id, status=task.status))

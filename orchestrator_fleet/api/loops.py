@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Connection
@@ -11,6 +12,7 @@ from orchestrator_fleet import log
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import FleetError, StoreError
+from orchestrator_fleet.orchestrators import collaboration, escalation, notices
 from orchestrator_fleet.orchestrators.presence import BEAT_S, LEASE_S, MISSED_BEATS
 from orchestrator_fleet.store import idempotency
 from orchestrator_fleet.tasks import life, reroute, schedules
@@ -22,6 +24,7 @@ MAX_SILENCE_S = MISSED_BEATS * BEAT_S
 INGEST_S = 0.5
 FORGET_S = 600.0
 SCHEDULE_S = 1.0
+HELP_S, HELP_LOOK_S = 0.25, 5.0
 AGAIN_S, MAX_AGAIN_S, STEADY_S = 1.0, 30.0, 60.0
 
 _log = log.get(__name__)
@@ -59,6 +62,7 @@ async def reload(plane: Plane) -> None:
 async def in_force(plane: Plane) -> None:
     """After another generation came into force: keys and links follow it."""
     await plane.reread_daemon_keys()
+    await plane.reread_revocations()
     plane.end_links()
     plane.workers.wake_all()
 
@@ -164,6 +168,49 @@ async def _fire(plane: Plane, schedule: Schedule) -> int | None:
     return fired.next_us
 
 
+async def follow_help(plane: Plane) -> None:
+    """Ask on where nobody answers an escalation in time; tell what came of those, and of collaborators' children.
+
+    Looks soon after something happened to a task, when the next time-out is over, and each HELP_LOOK_S at least: that
+    is how soon a jump of the clock is followed.
+    """
+    while True:
+        plane.tasks_moved.clear()
+        now_us = plane.clock.now_us()
+        climbs, gathers, next_us = await plane.store.read(
+            lambda conn, now_us=now_us: (  # type: ignore[misc] # bound now
+                escalation.any_due(conn, now_us=now_us),
+                collaboration.any_due(conn),
+                escalation.next_at(conn),
+            )
+        )
+        if climbs:
+            await _climb(plane)
+        if gathers:
+            await _gather(plane)
+        left_s = HELP_LOOK_S if next_us is None else (next_us - plane.clock.now_us()) / SECOND_US
+        await asyncio.sleep(HELP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left_s, HELP_LOOK_S) - HELP_S):
+                await plane.tasks_moved.wait()
+
+
+async def _climb(plane: Plane) -> None:
+    """In batches, between which others write."""
+    now_us, declared = plane.clock.now_us(), plane.control.orchestrators
+    while moved := await plane.store.write(lambda conn: escalation.climb(conn, declared=declared, now_us=now_us)):
+        plane.pulse.nudge()
+        _log.info("escalations went on", moved=moved)
+
+
+async def _gather(plane: Plane) -> None:
+    """Likewise."""
+    now_us = plane.clock.now_us()
+    while moved := await plane.store.write(lambda conn: collaboration.gather(conn, now_us=now_us)):
+        plane.pulse.nudge()
+        _log.info("collaborators' answers were told", moved=moved)
+
+
 async def sweep(plane: Plane) -> None:
     """Take back tasks whose lease has run out; looks at the next expiry, at most SWEEP_S later.
 
@@ -211,9 +258,11 @@ async def ingest(plane: Plane) -> None:
 
 
 async def forget(plane: Plane) -> None:
-    """Drop answers kept for Idempotency-Key when they are old."""
+    """Drop what is old: answers kept for Idempotency-Key, and notices that were delivered or that nobody took."""
     while True:
         now_us = plane.clock.now_us()
+        while await plane.store.write(lambda conn, now_us=now_us: notices.forget(conn, now_us=now_us)):  # type: ignore[misc] # bound now
+            plane.pulse.nudge()
         while await plane.store.write(lambda conn, now_us=now_us: idempotency.forget_old(conn, now_us=now_us)):  # type: ignore[misc] # bound now
             pass
         await asyncio.sleep(FORGET_S)

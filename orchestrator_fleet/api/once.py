@@ -41,6 +41,51 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """A request that came with an `Idempotency-Key`, inside a transaction."""
+
+    actor: str
+    key: str
+    fingerprint: str
+    at_us: int
+
+    def before(self, conn: Connection) -> Reply | None:
+        """What was answered to it before; raises Conflict when the key came with another request."""
+        found = idempotency.find(conn, actor=self.actor, key=self.key, fingerprint=self.fingerprint)
+        if found is None:
+            return None
+        return Reply(content=msgspec.Raw(found.body.encode()), status=found.status, headers=found.headers)
+
+    def keep(self, conn: Connection, reply: Reply) -> None:
+        """This is what it is answered from now on."""
+        idempotency.remember(conn, self._answered(reply))
+
+    def replace(self, conn: Connection, reply: Reply) -> None:
+        """What was kept said that it is under way; this is what it is answered from now on."""
+        idempotency.replace(conn, self._answered(reply))
+
+    def _answered(self, reply: Reply) -> Answered:
+        return Answered(
+            actor=self.actor,
+            key=self.key,
+            fingerprint=self.fingerprint,
+            status=reply.status,
+            headers=dict(reply.headers),
+            body="" if reply.content is None else msgspec.json.encode(reply.content).decode(),
+            at_us=self.at_us,
+        )
+
+
+async def keyed(request: Asked, plane: Plane, key: str | None) -> Once | None:
+    """The request's key, None when it came without; raises Invalid when it can't be one."""
+    _check(key)
+    if not key:
+        return None
+    fingerprint = await _fingerprint(request)
+    return Once(actor=request.auth.actor, key=key, fingerprint=fingerprint, at_us=plane.clock.now_us())
+
+
 async def write(
     request: Asked, plane: Plane, key: str | None, change: Callable[[Connection], Reply]
 ) -> Response[dict[str, Any]]:
@@ -48,33 +93,18 @@ async def write(
 
     Raises Conflict `idempotency_key_reused` when the key came with another request, Invalid when it can't be a key.
     """
-    _check(key)
-    actor, now_us = request.auth.actor, plane.clock.now_us()
-    fingerprint = await _fingerprint(request) if key else ""
+    once = await keyed(request, plane, key)
+    if once is None:
+        return respond(plane, await plane.store.write(change))
 
-    if not key:
-        return _respond(plane, await plane.store.write(change))
-
-    def once(conn: Connection) -> Reply:
-        if before := idempotency.find(conn, actor=actor, key=key, fingerprint=fingerprint):
-            return Reply(content=msgspec.Raw(before.body.encode()), status=before.status, headers=before.headers)
-        reply = change(conn)
-        body = "" if reply.content is None else msgspec.json.encode(reply.content).decode()
-        idempotency.remember(
-            conn,
-            Answered(
-                actor=actor,
-                key=key,
-                fingerprint=fingerprint,
-                status=reply.status,
-                headers=dict(reply.headers),
-                body=body,
-                at_us=now_us,
-            ),
-        )
+    def alone(conn: Connection) -> Reply:
+        reply = once.before(conn)
+        if reply is None:
+            reply = change(conn)
+            once.keep(conn, reply)
         return reply
 
-    return _respond(plane, await plane.store.write(once))
+    return respond(plane, await plane.store.write(alone))
 
 
 async def write_batched(
@@ -96,7 +126,7 @@ async def write_batched(
         answer = await plane.store.write_batched(fn, item)
         if then is not None:
             then(answer)
-        return _respond(plane, reply(answer))
+        return respond(plane, reply(answer))
 
     def alone(conn: Connection) -> Reply:
         (answer,) = fn(conn, [item])
@@ -107,7 +137,31 @@ async def write_batched(
     return await write(request, plane, key, alone)
 
 
-def _respond(plane: Plane, reply: Reply) -> Response[dict[str, Any]]:
+async def answered(plane: Plane, once: Once | None) -> Response[dict[str, Any]] | None:
+    """What was answered to this request before; None for a new one, and for one without a key."""
+    before = None if once is None else await plane.store.write(once.before)
+    return None if before is None else respond(plane, before)
+
+
+async def keep(plane: Plane, once: Once | None, reply: Reply) -> Response[dict[str, Any]]:
+    """Answer, and keep the answer: the first one, where the request came twice at once.
+
+    For work that is no transaction of the store. Whoever was killed before this does it again when asked again.
+    """
+    if once is None:
+        return respond(plane, reply)
+
+    def first(conn: Connection) -> Reply:
+        before = once.before(conn)
+        if before is None:
+            once.keep(conn, reply)
+        return before or reply
+
+    return respond(plane, await plane.store.write(first))
+
+
+def respond(plane: Plane, reply: Reply) -> Response[dict[str, Any]]:
+    """The answer to a write that is committed."""
     plane.pulse.nudge()
     content: Any = b"" if reply.content is None else msgspec.json.encode(reply.content)
     return Response(content, status_code=reply.status, headers=dict(reply.headers), media_type=MediaType.JSON)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import Request, Response
@@ -32,6 +33,8 @@ _CLEARER = (
     (re.compile(re.escape(f"Expected str matching regex {NO_NUL!r}")), "got a NUL character; leave it out"),
 )
 
+Forbidden = errors.Forbidden
+
 _log = log.get(__name__)
 
 
@@ -41,16 +44,21 @@ class MissingScope(errors.TaskError):
     code = "missing_scope"
 
 
-class Forbidden(errors.TaskError):
-    """The key has the scope, but this is not for its owner to do."""
+class Unauthorized(errors.TaskError):
+    """The key was good when the request came, and is good no more."""
 
-    code = "forbidden"
+    code = "unauthorized"
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
 class TooMany(errors.TaskError):
-    """Too many requests; wait a moment."""
+    """Too many requests; wait a moment, `retry_after_s` if that is known."""
 
     code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_s: float = RETRY_AFTER_S) -> None:
+        self.headers = {"Retry-After": retry_after(retry_after_s)}
+        super().__init__(message)
 
 
 class Malformed(errors.TaskError):
@@ -65,8 +73,9 @@ STATUS_OF: Mapping[type[Exception], int] = {
     errors.LeaseLost: 409,
     errors.Conflict: 409,
     errors.Invalid: 422,
+    Unauthorized: 401,
     MissingScope: 403,
-    Forbidden: 403,
+    errors.Forbidden: 403,
     Malformed: 400,
     TooMany: 429,
     errors.TaskError: 409,
@@ -81,7 +90,7 @@ STATUS_OF: Mapping[type[Exception], int] = {
 }
 
 # A Conflict whose code HTTP has a status of its own for.
-_STATUS_OF_CODE = {"stale": 412}
+_STATUS_OF_CODE = {"stale": 412, "precondition_required": 428}
 
 _CODE_OF: Mapping[type[Exception], str] = {QueryInvalid: "query_invalid", QueryTooLong: "query_too_long"}
 
@@ -96,6 +105,11 @@ _CODE_OF_STATUS = {
     422: "invalid",
     503: "unavailable",
 }
+
+
+def retry_after(wait_s: float) -> str:
+    """`Retry-After` in whole seconds, which is what it is written in."""
+    return str(max(RETRY_AFTER_S, math.ceil(wait_s)))
 
 
 def details(
@@ -168,7 +182,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         _log.exception("request failed", request_id=problem.request_id, path=request.scope["path"])
     headers = dict(getattr(error, "headers", None) or {})
     if problem.status in _COME_BACK:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
     return Response(
         content=msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
     )

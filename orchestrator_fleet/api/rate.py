@@ -18,10 +18,20 @@ class Rate:
     def admit(self, caller: str) -> bool:
         """Whether `caller` may now; counts it if so."""
         now_us = self._now_us()
-        left, at_us = self._left.pop(caller, (float(self._burst), now_us))
-        left = min(float(self._burst), left + max(0, now_us - at_us) * self._per_us)
+        left = self._now_left(self._left.pop(caller, None), now_us)
         admitted = left >= 1
         self._left[caller] = (left - 1 if admitted else left, now_us)
         if len(self._left) > MAX_CALLERS:
             self._left.popitem(last=False)
         return admitted
+
+    def wait_s(self, caller: str) -> float:
+        """How long until `caller` may again; 0 when it may now. Counts nothing."""
+        left = self._now_left(self._left.get(caller), self._now_us())
+        return max(0.0, (1 - left) / self._per_us / 1e6)
+
+    def _now_left(self, was: tuple[float, int] | None, now_us: int) -> float:
+        if was is None:
+            return float(self._burst)
+        left, at_us = was
+        return min(float(self._burst), left + max(0, now_us - at_us) * self._per_us)

@@ -26,18 +26,21 @@ import uvloop
 from sqlalchemy import Connection
 
 from orchestrator_fleet import log
-from orchestrator_fleet.api import loops
+from orchestrator_fleet.api import key_watch, loops
 from orchestrator_fleet.api.app import create_app
 from orchestrator_fleet.api.attend import attend
 from orchestrator_fleet.api.control import Control, current_generation, load
 from orchestrator_fleet.api.govern import govern
 from orchestrator_fleet.api.history import History
+from orchestrator_fleet.api.keep_applied import keep_applied
 from orchestrator_fleet.api.plane import Plane
+from orchestrator_fleet.api.settle import settle
 from orchestrator_fleet.api.timekeeping import STEP_S, keep_time
 from orchestrator_fleet.clock import SECOND_US, Clock, SteadyClock, to_rfc3339
 from orchestrator_fleet.errors import FleetError, Refused
-from orchestrator_fleet.orchestrators import attendance
+from orchestrator_fleet.orchestrators import actions, attendance
 from orchestrator_fleet.orchestrators.presence import LEASE_S
+from orchestrator_fleet.reconcile import declare
 from orchestrator_fleet.reconcile.control import ensure_published
 from orchestrator_fleet.reconcile.state import State
 from orchestrator_fleet.store import locks, outbox, time
@@ -76,6 +79,7 @@ def serve(fleet_file: Path, host: str | None, port: int | None) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     state = State(fleet_file)
     with _alone(state):
+        _finish_declaring(fleet_file)
         ensure_published(fleet_file)
         control = _current(state)
         told = urlsplit(control.doc.spec["control_plane"]["url"])
@@ -83,6 +87,15 @@ def serve(fleet_file: Path, host: str | None, port: int | None) -> None:
         listener = _listen(host or told.hostname or DEFAULT_HOST, wanted)
         with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(state, control, listener))
+
+
+def _finish_declaring(fleet_file: Path) -> None:
+    """Where the last run was killed between a commit and the files it is of: bring the files along."""
+    try:
+        if declare.finish(fleet_file):
+            _log.info("finished a commit that was begun", fleet_file=str(fleet_file))
+    except FleetError as problem:
+        _log.error("a commit that was begun is not finished; the next one tries again", problem=str(problem))
 
 
 def _current(state: State) -> Control:
@@ -100,6 +113,7 @@ async def _run(state: State, control: Control, listener: socket.socket) -> None:
             store=store,
             control=control,
             control_root=state.control_root,
+            fleet_file=state.fleet_file,
             clock=clock,
             history=History(store_url=store.url, path=state.history),
             machines=state.machine_root,
@@ -107,6 +121,7 @@ async def _run(state: State, control: Control, listener: socket.socket) -> None:
         clock.set(await store.read(time.now_us))
         await _begin(plane)
         await _serve(plane, state, listener, clock)
+        await key_watch.write_uses(plane)
         try:
             await plane.history.close()
         except FleetError as problem:
@@ -126,6 +141,7 @@ async def _begin(plane: Plane) -> None:
         if not locks.alone(conn):
             return
         attendance.all_gone(conn, reason="the control plane started anew", now_us=now_us)
+        actions.abandon(conn, now_us=now_us)
         if (back_us := outbox.newest_at(conn) - now_us) > STEP_S * SECOND_US:
             life.after_step(conn, by_us=-back_us, lease_s=LEASE_S, longest_s=MAX_LEASE_S, now_us=now_us)
         life.hold_all(conn, until_us=now_us + round(GRACE_S * SECOND_US))
@@ -162,10 +178,15 @@ async def _serve(plane: Plane, state: State, listener: socket.socket, clock: Ste
             ("time", lambda: keep_time(plane, clock)),
             ("ingest", lambda: loops.ingest(plane)),
             ("forget", lambda: loops.forget(plane)),
+            ("revocations", lambda: key_watch.follow_revocations(plane)),
+            ("uses", lambda: key_watch.keep_uses(plane)),
             ("attend", lambda: attend(plane)),
+            ("settle", lambda: settle(plane)),
+            ("help", lambda: loops.follow_help(plane)),
             ("govern", lambda: govern(plane)),
             ("route", lambda: loops.route_again(plane)),
             ("schedules", lambda: loops.follow_schedules(plane)),
+            ("keep applied", lambda: keep_applied(plane)),
         )
     ]
     loop = asyncio.get_running_loop()
@@ -173,6 +194,7 @@ async def _serve(plane: Plane, state: State, listener: socket.socket, clock: Ste
         loop.add_signal_handler(number, _stop, plane, server)
     with _announced(state, listener, clock):
         await server.serve(sockets=[listener])
+    await plane.reconciler.close()
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)

@@ -7,6 +7,8 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from litestar import Response, delete, get, post, put
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from msgspec import UNSET
@@ -17,8 +19,11 @@ from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, Text, T
 from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden, MissingScope
+from orchestrator_fleet.api.problems import MissingScope
+from orchestrator_fleet.errors import Forbidden
+from orchestrator_fleet.orchestrators import escalation
 from orchestrator_fleet.orchestrators.access import KnownKey
+from orchestrator_fleet.store.outbox import CALLER
 from orchestrator_fleet.store.schema import BLOCKED_REASONS
 from orchestrator_fleet.tasks import life, view
 from orchestrator_fleet.tasks.queries import Filters, Sort
@@ -28,7 +33,17 @@ from orchestrator_fleet.wire.http import CreateTask, EditTask, Why
 Order = Literal["asc", "desc"]
 PURGE_SCOPE = "admin"
 
-_READ, _WRITE = [needs("tasks:read")], [needs("tasks:write")]
+WORK_SCOPE, WRITE_SCOPE = "tasks:work", "tasks:write"
+
+
+async def _decides(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """A guard: who writes tasks decides about them, and whom an escalation asks may answer with the key it works by."""
+    key: KnownKey = connection.scope["auth"]
+    if not key.allows(WRITE_SCOPE) and not (key.acts_for is not None and key.allows(WORK_SCOPE)):
+        raise MissingScope(f"this needs a key with the scope {WRITE_SCOPE}")
+
+
+_READ, _WRITE, _DECIDE = [needs("tasks:read")], [needs(WRITE_SCOPE)], [_decides]
 _TIMES = {"due_at": "due_at_us", "available_at": "available_at_us"}
 
 
@@ -105,6 +120,7 @@ async def create_task(
         dispatch=plane.control.dispatch,
         actor=request.auth.actor,
         now_us=plane.clock.now_us(),
+        by=CALLER.get(),
     )
     return await once.write_batched(
         request, plane, idempotency_key, fn=life.create_all, item=order, reply=created, then=plane.stands_in_line
@@ -114,7 +130,7 @@ async def create_task(
 @get("/tasks/{task_id:str}", guards=_READ)
 async def get_task(plane: OfPlane, task_id: str) -> Response[dict[str, Any]]:
     """One task."""
-    task = await plane.store.read(lambda conn: life.get_task(conn, task_id))
+    task = await plane.store.read_rows(lambda conn: life.get_task(conn, task_id))
     return Response(view.to_json(task), headers={"ETag": f'"{task.version}"'})
 
 
@@ -129,15 +145,17 @@ async def edit_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Change some fields; with `If-Match` only if nobody changed the task since."""
-    if data.status is not UNSET and not _is_persons(request.auth, plane):
+    if data.status is not UNSET and request.auth.acts_for is not None:
         raise Forbidden(f"the key of {request.auth.owner} can't set a status; poll and complete instead")
+    if data.orchestrator is not UNSET:
+        check_assigns(request.auth)
     version, actor = asking.version_of(if_match), request.auth.actor
-    return await once.write(
-        request,
-        plane,
-        idempotency_key,
-        lambda conn: shown(_edit(conn, plane, data, task_id, version=version, actor=actor)),
-    )
+
+    def edit(conn: Connection) -> Reply:
+        _check_changes(conn, request.auth, task_id)
+        return shown(_edit(conn, plane, data, task_id, version=version, actor=actor))
+
+    return await once.write(request, plane, idempotency_key, edit)
 
 
 def _edit(
@@ -178,6 +196,7 @@ async def delete_task(
     actor, now_us = request.auth.actor, plane.clock.now_us()
 
     def remove(conn: Connection) -> Reply:
+        _check_changes(conn, request.auth, task_id)
         if purge:
             life.purge(conn, task_id=task_id, actor=actor, now_us=now_us)
         else:
@@ -189,12 +208,20 @@ async def delete_task(
 
 
 async def _decided(
-    decide: Callable[..., TaskRow], task_id: str, data: Why, *, request: Asked, plane: Plane, key: str | None
+    decide: Callable[..., TaskRow],
+    task_id: str,
+    data: Why,
+    *,
+    request: Asked,
+    plane: Plane,
+    key: str | None,
+    check: Callable[[Connection, KnownKey, str], None],
 ) -> Response[dict[str, Any]]:
-    """What somebody decides about one task, with a reason."""
+    """What somebody decides about one task, with a reason, if `check` lets the key do so."""
     known = {"reason": data.reason or None, "actor": request.auth.actor, "now_us": plane.clock.now_us()}
 
     def write(conn: Connection) -> Reply:
+        check(conn, request.auth, task_id)
         task = decide(conn, task_id=task_id, **known)
         return shown(task) if task.id == task_id else created(task)
 
@@ -214,7 +241,9 @@ async def cancel_task(
     def cancel(conn: Connection, **known: Any) -> TaskRow:
         return life.cancel(conn, **known).task
 
-    return await _decided(cancel, task_id, data, request=request, plane=plane, key=idempotency_key)
+    return await _decided(
+        cancel, task_id, data, request=request, plane=plane, key=idempotency_key, check=_check_changes
+    )
 
 
 @post(
@@ -234,10 +263,10 @@ async def retry_task(
 ) -> Response[dict[str, Any]]:
     """Do it again: a blocked task goes back in line (200); an ended one becomes a new task (201)."""
     retry = partial(life.retry, dispatch=plane.control.dispatch)
-    return await _decided(retry, task_id, data, request=request, plane=plane, key=idempotency_key)
+    return await _decided(retry, task_id, data, request=request, plane=plane, key=idempotency_key, check=_check_decides)
 
 
-@post("/tasks/{task_id:str}/unblock", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
+@post("/tasks/{task_id:str}/unblock", guards=_DECIDE, dto=JsonBody[Why], return_dto=None, status_code=200)
 async def unblock_task(
     request: Asked,
     plane: OfPlane,
@@ -246,10 +275,12 @@ async def unblock_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Put a blocked task back in line."""
-    return await _decided(life.unblock, task_id, data, request=request, plane=plane, key=idempotency_key)
+    return await _decided(
+        life.unblock, task_id, data, request=request, plane=plane, key=idempotency_key, check=_check_decides
+    )
 
 
-@post("/tasks/{task_id:str}/approve", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
+@post("/tasks/{task_id:str}/approve", guards=_DECIDE, dto=JsonBody[Why], return_dto=None, status_code=200)
 async def approve_task(
     request: Asked,
     plane: OfPlane,
@@ -258,11 +289,12 @@ async def approve_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Say yes to a task that waits for an approval, an escalation or, past it, for a spent budget."""
-    _check_persons(request.auth, plane, "approve")
-    return await _decided(life.approve, task_id, data, request=request, plane=plane, key=idempotency_key)
+    return await _decided(
+        life.approve, task_id, data, request=request, plane=plane, key=idempotency_key, check=_check_decides
+    )
 
 
-@post("/tasks/{task_id:str}/reject", guards=_WRITE, dto=JsonBody[Why], return_dto=None, status_code=200)
+@post("/tasks/{task_id:str}/reject", guards=_DECIDE, dto=JsonBody[Why], return_dto=None, status_code=200)
 async def reject_task(
     request: Asked,
     plane: OfPlane,
@@ -271,18 +303,33 @@ async def reject_task(
     idempotency_key: once.Key = None,
 ) -> Response[dict[str, Any]]:
     """Say no to it: it is cancelled, and the reason kept."""
-    _check_persons(request.auth, plane, "reject")
-    return await _decided(life.reject, task_id, data, request=request, plane=plane, key=idempotency_key)
+    return await _decided(
+        life.reject, task_id, data, request=request, plane=plane, key=idempotency_key, check=_check_decides
+    )
 
 
-def _check_persons(key: KnownKey, plane: Plane, what: str) -> None:
-    """Raise Forbidden for an orchestrator's own key: nobody says yes to himself."""
-    if not _is_persons(key, plane):
-        raise Forbidden(f"the key of {key.owner} can't {what} tasks; a person's or a service's key can")
+def check_assigns(key: KnownKey) -> None:
+    """Raise Forbidden for an orchestrator's own key: it delegates, which has limits and an answer."""
+    if key.acts_for is not None:
+        raise Forbidden(f"the key of {key.owner} can't assign tasks; delegate or hand them off instead")
 
 
-def _is_persons(key: KnownKey, plane: Plane) -> bool:
-    return key.owner not in plane.control.orchestrators or key.allows("admin")
+def _check_changes(conn: Connection, key: KnownKey, task_id: str) -> None:
+    """Raise Forbidden unless the key may change the task: an orchestrator's its own, and those that it made."""
+    life.refuse_others(conn, task_id=task_id, acts_for=key.acts_for, actor=key.actor)
+
+
+def _check_decides(conn: Connection, key: KnownKey, task_id: str) -> None:
+    """Raise Forbidden unless the key may decide about the task.
+
+    An orchestrator decides about its own, but gives no yes to itself; and about another's that was escalated to it.
+    """
+    if key.acts_for is None or escalation.may_decide(conn, task_id, key.acts_for):
+        return
+    if not key.allows(WRITE_SCOPE):
+        raise MissingScope(f"this needs a key with the scope {WRITE_SCOPE}, as {key.acts_for} is not asked")
+    _check_changes(conn, key, task_id)
+    life.refuse_own_yes(conn, task_id=task_id, acts_for=key.acts_for)
 
 
 def _new_task(data: CreateTask) -> NewTask:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from litestar import Request, Response, get, post
-from sqlalchemy import Connection
 
-from orchestrator_fleet.api import asking, once
-from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, Text, Words, needs
+from orchestrator_fleet.api import asking
+from orchestrator_fleet.api.asking import Cursor, Limit, OfPlane, Text, Words, needs
 from orchestrator_fleet.api.bodies import JsonBody
-from orchestrator_fleet.api.control import current_generation
-from orchestrator_fleet.api.once import Reply
+from orchestrator_fleet.api.control import Control, current_generation
+from orchestrator_fleet.api.door import network_of
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden, TooMany
-from orchestrator_fleet.clock import to_rfc3339
-from orchestrator_fleet.errors import Invalid, NotFound
-from orchestrator_fleet.orchestrators import board, pause, presence
+from orchestrator_fleet.api.problems import TooMany
+from orchestrator_fleet.clock import SECOND_US, to_rfc3339
+from orchestrator_fleet.errors import NotFound
+from orchestrator_fleet.orchestrators import actions, board, presence
 from orchestrator_fleet.orchestrators.access import Denied, KnownKey
 from orchestrator_fleet.orchestrators.board import Board, Work
 from orchestrator_fleet.tasks import gate
 from orchestrator_fleet.tasks.gate import Binding
 from orchestrator_fleet.tasks.rules import OrchestratorRules
+from orchestrator_fleet.wire import cursor as cursors
+from orchestrator_fleet.wire.cursor import SAME_SORT
 from orchestrator_fleet.wire.documents import encode, sha256
-from orchestrator_fleet.wire.http import Deactivate, ValidateKey, Why
+from orchestrator_fleet.wire.http import ValidateKey
 
 PATHS = ("/vps", "/orchestrators")
 STATUSES = (presence.ONLINE, presence.BUSY, presence.AWAY, presence.OFFLINE)
@@ -62,111 +61,41 @@ async def list_vps(
     labels = _labels(query.words("label", label))
     query.check()
     after = _read_cursor(cursor, by)
-    names = [
-        name
-        for name, spec in plane.control.orchestrators.items()
-        if _matches(name, spec, plane.control.doc.placements.get(name), wanted=wanted, labels=labels, q=q or "")
+    found = [
+        one
+        for one in await _look_at_all(plane)
+        if _matches(one["id"], one["spec"], one["machine"], wanted=wanted, labels=labels, q=q or "")
+        and (not wanted_status or one["status"] in wanted_status)
     ]
-    shown = [one for one in await _look(plane, names) if not wanted_status or one["status"] in wanted_status]
-    keyed = sorted(((_sort_key(one, by), one) for one in shown), key=lambda pair: pair[0], reverse=descending)
+    keyed = sorted(((_sort_key(one, by), one) for one in found), key=lambda pair: pair[0], reverse=descending)
     rest = [pair for pair in keyed if after is None or (pair[0] < after if descending else pair[0] > after)]
     some = rest[:limit]
-    next_cursor = _write_cursor(by, some[-1][0]) if len(rest) > limit else None
-    return asking.page([one for _, one in some], limit=limit, total=len(shown), next_cursor=next_cursor)
+    next_cursor = cursors.write((by, *some[-1][0])) if len(rest) > limit else None
+    return asking.page([one for _, one in some], limit=limit, total=len(found), next_cursor=next_cursor)
 
 
 @get([f"{path}/{{vp:str}}" for path in PATHS], guards=_READ)
 async def get_vp(plane: OfPlane, vp: str) -> Response[dict[str, Any]]:
     """One orchestrator."""
     check_there(plane, vp)
-    (shown,) = await _look(plane, [vp])
-    return Response(shown, headers={"ETag": f'"{shown["version"]}"'})
-
-
-@post(
-    [f"{path}/{{vp:str}}/activate" for path in PATHS],
-    guards=_WRITE,
-    dto=JsonBody[Why],
-    return_dto=None,
-    status_code=200,
-)
-async def activate_vp(
-    request: Asked,
-    plane: OfPlane,
-    vp: str,
-    data: Why = Why(),  # noqa: B008 - an immutable struct
-    idempotency_key: once.Key = None,
-) -> Response[dict[str, Any]]:
-    """Let an orchestrator claim again: a pause, or a wait for a quota, ends now. Done twice it is done."""
-    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
-
-    def activate(conn: Connection) -> bool:
-        return pause.activate(conn, orchestrator=vp, reason=reason, actor=actor, now_us=now_us)
-
-    return await _switched(request, plane, vp, idempotency_key, activate)
-
-
-@post(
-    [f"{path}/{{vp:str}}/deactivate" for path in PATHS],
-    guards=_WRITE,
-    dto=JsonBody[Deactivate],
-    return_dto=None,
-    status_code=200,
-)
-async def deactivate_vp(
-    request: Asked,
-    plane: OfPlane,
-    vp: str,
-    data: Deactivate = Deactivate(),  # noqa: B008 - an immutable struct
-    idempotency_key: once.Key = None,
-) -> Response[dict[str, Any]]:
-    """Let an orchestrator claim nothing, until a time or until it is activated. Done twice it is done.
-
-    What runs is finished; with `drain: false` it is ended, and its tasks stand in line again.
-    """
-    reason, actor, now_us = data.reason or None, request.auth.actor, plane.clock.now_us()
-    until_us = asking.instant("until", data.until)
-    if until_us is not None and until_us <= now_us:
-        raise Invalid([("until", f"got {to_rfc3339(until_us)}, wanted a time to come")])
-
-    def deactivate(conn: Connection) -> bool:
-        return pause.deactivate(
-            conn, orchestrator=vp, reason=reason, until_us=until_us, drain=data.drain, actor=actor, now_us=now_us
-        )
-
-    return await _switched(request, plane, vp, idempotency_key, deactivate)
-
-
-async def _switched(
-    request: Asked, plane: Plane, vp: str, key: str | None, switch: Callable[[Connection], bool]
-) -> Response[dict[str, Any]]:
-    """Do it, and say what the orchestrator's status was and is."""
-    check_there(plane, vp)
-    if request.auth.owner in plane.control.orchestrators and not request.auth.claims_for(vp):
-        raise Forbidden(f"the key of {request.auth.owner} acts for it alone; take a person's or a service's key")
-    now_us = plane.clock.now_us()
-
-    def write(conn: Connection) -> Reply:
-        before = _shown(plane, vp, board.look(conn, [vp], now_us=now_us), now_us=now_us)
-        changed = switch(conn)
-        after = _shown(plane, vp, board.look(conn, [vp], now_us=now_us), now_us=now_us)
-        told = {name: after[name] for name in ("id", "status", "status_reason", "paused")}
-        return Reply(content={"changed": changed, **told, "previous": before["status"]})
-
-    return await once.write(request, plane, key, write)
+    (found,) = await look(plane, [vp])
+    return Response(found, headers={"ETag": f'"{found["version"]}"'})
 
 
 @post([f"{path}/validate" for path in PATHS], dto=JsonBody[ValidateKey], return_dto=None, status_code=200)
 async def validate_key(request: Request[None, None, Any], plane: OfPlane, data: ValidateKey) -> dict[str, Any]:
-    """Whether a key is good, and whose it is. Open to all, so it is limited by caller."""
-    if not plane.validations.admit(request.client.host if request.client else ""):
-        raise TooMany("too many keys were checked from here; wait a moment")
+    """Whether a key is good, and whose it is: `vp` where that is an orchestrator. Open to all, so limited by caller."""
+    caller = network_of(request.client.host if request.client else None)
+    if not plane.validations.admit(caller):
+        wait_s = plane.validations.wait_s(caller)
+        raise TooMany("too many keys were checked from here; wait a moment", retry_after_s=wait_s)
     known = await plane.authenticate(data.api_key)
     if isinstance(known, Denied):
         return {"valid": False, "reason": known.reason}
     if not all(known.allows(scope) for scope in data.required_scopes):
         return {"valid": False, "reason": "missing_scope"}
-    return {"valid": True, "vp": known.owner, "key": _key(known)}
+    vp = known.owner if known.is_orchestrators else None
+    return {"valid": True, "vp": vp, "owner": known.owner, "key": _key(known)}
 
 
 def _key(known: KnownKey) -> dict[str, Any]:
@@ -174,25 +103,48 @@ def _key(known: KnownKey) -> dict[str, Any]:
     return {"id": known.id, "scopes": list(known.scopes), "expires_at": expires}
 
 
+def version_of(spec: Mapping[str, Any]) -> str:
+    """The version of an orchestrator's spec, defaults merged: what its ETag says."""
+    return sha256(encode(spec))[:VERSION_CHARS]
+
+
 def check_there(plane: Plane, vp: str) -> None:
     """Raise NotFound unless the orchestrator is declared."""
-    if vp not in plane.control.orchestrators:
+    check_declared(plane.control, vp)
+
+
+def check_declared(control: Control, vp: str) -> None:
+    """Raise NotFound unless this generation declares the orchestrator."""
+    if vp not in control.orchestrators:
         raise NotFound(f"there is no orchestrator {vp[:100]}")
 
 
-async def _look(plane: Plane, names: Sequence[str]) -> list[dict[str, Any]]:
-    now_us = plane.clock.now_us()
+async def _look_at_all(plane: Plane) -> Sequence[dict[str, Any]]:
+    """All declared orchestrators as the API shows them: made anew when anything moved, and each second."""
+    second = plane.clock.now_us() // SECOND_US
+    version = plane.store.version()
+    links = tuple((name, link.seen) for name, link in plane.links.items())
+    known = (version, plane.control.generation, links, second)
+    if version is None or plane.board is None or plane.board[0] != known:
+        plane.board = known, await look(plane, list(plane.control.orchestrators))
+    return plane.board[1]
+
+
+async def look(plane: Plane, names: Sequence[str]) -> list[dict[str, Any]]:
+    """These orchestrators as the API shows them, all of one moment."""
+    control, now_us = plane.control, plane.clock.now_us()
     seen = await plane.store.read(lambda conn: board.look(conn, names, now_us=now_us))
-    return [_shown(plane, name, seen, now_us=now_us) for name in names]
+    return [shown(plane, control, name, seen, now_us=now_us) for name in names]
 
 
-def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]:
-    spec, work = plane.control.orchestrators[name], of.work.get(name, Work())
+def shown(plane: Plane, control: Control, name: str, of: Board, *, now_us: int) -> dict[str, Any]:
+    """An orchestrator as the API shows it; `control` declares it, and may not be in force any more."""
+    spec, work = control.orchestrators[name], of.work.get(name, Work())
     link = plane.links.get(name)
     seen = link.seen if link is not None else of.seen.get(name)
-    bindings = _resting(plane, name, of, now_us=now_us)
+    bindings = _resting(control, name, of, now_us=now_us)
     status, reason = _status(presence.status(seen, now_us=now_us), bindings)
-    machine = plane.control.doc.placements.get(name)
+    machine = control.doc.placements.get(name)
     wanted = applied_generation(plane, machine)
     last_seen = None if seen is None or seen.last_seen_us is None else to_rfc3339(seen.last_seen_us)
     return {
@@ -204,9 +156,10 @@ def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]
         "machine": machine,
         "generation": wanted,
         "observed_generation": seen.generation if seen else None,
-        "charter_version": plane.control.doc.charters.get(name),
+        "charter_version": control.doc.charters.get(name),
         "conditions": presence.conditions(seen, status=status, reason=reason, generation=wanted),
         "sessions": work.sessions,
+        "actions": [actions.to_json(one) for one in of.actions.get(name, ())],
         "backlog": {
             "open": work.open,
             "in_progress": work.in_progress,
@@ -214,13 +167,13 @@ def _shown(plane: Plane, name: str, of: Board, *, now_us: int) -> dict[str, Any]
             "overdue": work.overdue,
         },
         "last_seen_at": last_seen,
-        "version": sha256(encode(spec))[:VERSION_CHARS],
+        "version": version_of(spec),
     }
 
 
-def _resting(plane: Plane, name: str, of: Board, *, now_us: int) -> Sequence[Binding]:
+def _resting(control: Control, name: str, of: Board, *, now_us: int) -> Sequence[Binding]:
     """What keeps it from claiming, of what somebody decided or declared: pause, quota, hours."""
-    only_hours = OrchestratorRules(hours=plane.control.rules.of(name).hours)
+    only_hours = OrchestratorRules(hours=control.rules.of(name).hours)
     return gate.decide(rules=only_hours, seen=gate.Seen(holds=of.held.get(name, ())), now_us=now_us).bindings
 
 
@@ -281,23 +234,13 @@ def _sort_key(shown: Mapping[str, Any], by: str) -> tuple[str, str]:
     return value or "", shown["id"]
 
 
-def _write_cursor(by: str, key: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((by, *key))).decode().rstrip("=")
-
-
 def _read_cursor(text: str | None, by: str) -> tuple[str, str] | None:
     if text is None:
         return None
-    wrong = Invalid([("cursor", "it is not a cursor of this list; take `next_cursor` of a page with the same sort")])
-    try:
-        sort, value, name = msgspec.json.decode(
-            base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=tuple[str, str, str]
-        )
-    except (ValueError, msgspec.MsgspecError):
-        raise wrong from None
+    sort, value, name = cursors.read(text, tuple[str, str, str], of=SAME_SORT)
     if sort != by:
-        raise wrong
+        raise cursors.wrong(of=SAME_SORT)
     return value, name
 
 
-ROUTES = [list_vps, get_vp, activate_vp, deactivate_vp, validate_key]
+ROUTES = [list_vps, get_vp, validate_key]

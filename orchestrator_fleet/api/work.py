@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator_fleet import log
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US
 from orchestrator_fleet.errors import FleetError, TaskError
+from orchestrator_fleet.orchestrators.carried import along
 from orchestrator_fleet.tasks import life
 from orchestrator_fleet.tasks.task import Ask, Claimed, Grant
 
@@ -46,7 +48,9 @@ async def claimed(
     if limit <= 0:
         yield (), NO_SLOT
         return
-    got = await _wait_for_some(plane, claimant, limit=limit, wait_s=wait_s)
+    got = await wait_for_some(
+        plane, claimant, limit=limit, wait_s=wait_s, claim=lambda ask: _claim(plane, claimant, ask)
+    )
     reason = CLOSING if plane.closing.is_set() else got.reason
     try:
         yield got.grants, "" if got.grants else reason
@@ -55,13 +59,22 @@ async def claimed(
         raise
 
 
-async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s: float) -> Claimed:
+async def carried(plane: Plane, grants: Sequence[Grant]) -> Mapping[str, dict[str, Any]]:
+    """What granted tasks bring along, by task; a look at the store only where somebody was asked about one of them."""
+    asked_about = [grant.task for grant in grants if grant.task.coordinated]
+    return await plane.store.read(lambda conn: along(conn, asked_about)) if asked_about else {}
+
+
+async def wait_for_some(
+    plane: Plane, claimant: Claimant, *, limit: int, wait_s: float, claim: Callable[[Ask], Awaitable[Claimed]]
+) -> Claimed:
+    """What `claim` gets, asked again whenever there may be something, for up to `wait_s`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
     with plane.workers.waiting(claimant.orchestrator) as woken:
         while True:
             woken.clear()
-            got = await _claim(plane, claimant, limit=limit)
+            got = await claim(_ask(plane, claimant, limit))
             is_over = plane.closing.is_set() or claimant.orchestrator not in plane.control.orchestrators
             if got.grants or is_over or loop.time() >= deadline:
                 return got
@@ -75,8 +88,8 @@ async def _wait_for_some(plane: Plane, claimant: Claimant, *, limit: int, wait_s
                 continue
 
 
-async def _claim(plane: Plane, claimant: Claimant, *, limit: int) -> Claimed:
-    ask = Ask(
+def _ask(plane: Plane, claimant: Claimant, limit: int) -> Ask:
+    return Ask(
         orchestrator=claimant.orchestrator,
         machine=claimant.machine,
         holder=claimant.holder,
@@ -89,6 +102,9 @@ async def _claim(plane: Plane, claimant: Claimant, *, limit: int) -> Claimed:
         rules=plane.control.rules,
         now_us=plane.clock.now_us(),
     )
+
+
+async def _claim(plane: Plane, claimant: Claimant, ask: Ask) -> Claimed:
     writing = asyncio.ensure_future(plane.store.write_batched(life.claim_all, ask))
     try:
         got = await asyncio.shield(writing)

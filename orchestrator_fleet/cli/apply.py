@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import rich_click as click
 
@@ -18,7 +16,7 @@ from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, FleetError
 from orchestrator_fleet.plan import show
 from orchestrator_fleet.plan.model import Plan
 from orchestrator_fleet.reconcile.fleet import Planned, apply_plan, plan_again, plan_fleet
-from orchestrator_fleet.reconcile.report import ApplyReport, Result, RolloutFailed, RolloutReverted
+from orchestrator_fleet.reconcile.report import ApplyReport, Result, RolloutFailed, RolloutReverted, to_json
 
 
 @click.command(cls=Command)
@@ -76,7 +74,7 @@ def _apply(planned: Planned, saved: Plan | None) -> ApplyReport:
 def print_report(report: ApplyReport) -> None:
     """What became of each target; those with nothing to do are only counted."""
     if place().json:
-        output.write_json(report_json(report))
+        output.write_json(to_json(report))
         return
     changed = [outcome for outcome in report.outcomes.values() if outcome.result is not Result.UNCHANGED]
     if changed:
@@ -88,14 +86,3 @@ def print_report(report: ApplyReport) -> None:
     counts = {result: len(report.having(result)) for result in Result}
     told = ", ".join(f"{number} {result.value.replace('_', ' ')}" for result, number in counts.items() if number)
     output.say(f"\n{told or 'nothing to do'} in {output.span(report.seconds)}")
-
-
-def report_json(report: ApplyReport) -> dict[str, Any]:
-    """A report as JSON values."""
-    return {
-        "fleet": report.fleet,
-        "seconds": round(report.seconds, 3),
-        "interrupted": report.interrupted,
-        "keys_registered": report.keys_registered,
-        "outcomes": [dataclasses.asdict(outcome) for outcome in report.outcomes.values()],
-    }

@@ -104,10 +104,12 @@ class ControlPlane:
         """GET; the decoded answer."""
         return self._ask("GET", path, params=_given(params or {}))
 
-    def post(self, path: str, body: Any = None, *, idempotency_key: str | None = None) -> Any:
+    def post(
+        self, path: str, body: Any = None, *, idempotency_key: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Any:
         """POST; the decoded answer, None when it is empty."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._ask("POST", path, json=body if body is not None else {}, headers=headers)
+        return self._ask("POST", path, json=body if body is not None else {}, headers=headers, timeout=timeout_s)
 
     def list(self, path: str, params: Mapping[str, Any] | None = None, *, limit: int) -> tuple[list[Any], int]:
         """Up to `limit` items of a list, page by page, and how many there are in all."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import rich_click as click
 
 from orchestrator_fleet.cli import output
-from orchestrator_fleet.cli.apply import print_report, report_json
+from orchestrator_fleet.cli.apply import print_report
 from orchestrator_fleet.cli.client import running
 from orchestrator_fleet.cli.command import Command, place
 from orchestrator_fleet.cli.progress import RolloutProgress
 from orchestrator_fleet.cli.values import yes_option
 from orchestrator_fleet.errors import EXIT_DONE, EXIT_FAILED, Refused
 from orchestrator_fleet.reconcile.fleet import destroy
-from orchestrator_fleet.reconcile.report import Result, RolloutFailed
+from orchestrator_fleet.reconcile.report import Result, RolloutFailed, to_json
 from orchestrator_fleet.reconcile.state import State
 
 
@@ -46,7 +46,7 @@ def command(*, yes: bool, data: bool) -> int:
     if data:
         remove_data(state)
     if place().json:
-        output.write_json(report_json(report))
+        output.write_json(to_json(report))
     else:
         down = report.having(Result.APPLIED)
         took = f"{output.count(len(down), 'target')} taken down in {output.span(report.seconds)}"

@@ -34,9 +34,10 @@ TABLE = {
     "destroy": Lazy(f"{_MODULES}.destroy", "Take the fleet down: leave no process and no file."),
     "serve": Lazy(f"{_MODULES}.serve", "Run the control plane: the HTTP API and the daemons' link."),
     "task": Lazy(f"{_MODULES}.task", "Add, list, show, follow, decide on, cancel and retry tasks."),
-    "vp": Lazy(f"{_MODULES}.vp", "List, show, pause and resume orchestrators."),
+    "vp": Lazy(f"{_MODULES}.vp", "Show orchestrators; pause, drain, restart, talk to them; conflicts, analytics."),
     "route": Lazy(f"{_MODULES}.route", "Explain which orchestrator a task goes to."),
-    "key": Lazy(f"{_MODULES}.key", "Create and list API keys."),
+    "key": Lazy(f"{_MODULES}.key", "Create, rotate, revoke and list API keys."),
+    "audit": Lazy(f"{_MODULES}.audit", "Show who changed what, by which key, from where."),
     "sql": Lazy(f"{_MODULES}.sql", "Ask the history anything, in SQL."),
     "store": Lazy(f"{_MODULES}.store", "Migrate, check, back up and restore the live database."),
 }

@@ -1,8 +1,8 @@
 """The daemon's loop: claims while there are free slots, works what it got, tells how it ended.
 
-Three things run side by side for as long as the daemon lives: the link (connects for ever), the claims (one waiting
-question at a time) and the beats. Each session has a task of its own from claim to the answer to its Finish; until
-that answer the attempt is held, and holds its slot.
+Four things run side by side for as long as the daemon lives: the link (connects for ever), the claims (one waiting
+question at a time), the beats, and the inbox, which keeps what others tell. Each session has a task of its own from
+claim to the answer to its Finish; until that answer the attempt is held, and holds its slot.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from orchestrator_fleet.clock import SECOND_US, Clock
 from orchestrator_fleet.daemon import adoption, backoff, outcome
 from orchestrator_fleet.daemon.folder import Record, SessionFolder, drop_old, is_safe_task_id
 from orchestrator_fleet.daemon.generation import Generation, Reader
+from orchestrator_fleet.daemon.inbox import Inbox
 from orchestrator_fleet.daemon.link import Declined, Link, LinkDown
 from orchestrator_fleet.daemon.sessions import LOST, Session, SessionFailed
 from orchestrator_fleet.daemon.status import StatusFile
@@ -33,6 +35,8 @@ from orchestrator_fleet.wire.link import (
     Held,
     Hello,
     Log,
+    Notice,
+    Noticed,
     Welcome,
 )
 
@@ -42,6 +46,7 @@ EMPTY_PAUSE_S = 1.0
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.5, 15.0
 DEFAULT_BEAT_S = 5.0
 SHORTEST_BEAT_S, LONGEST_BEAT_S = 0.1, 60.0
+MAX_TOLD = 200  # notices that wait to be written down; what is more comes again
 INVALID_CODE = "invalid"
 TRY_AGAIN_CODES = frozenset({"unavailable", "internal", "rate_limited"})
 
@@ -72,6 +77,11 @@ class Place:
     def status_file(self) -> Path:
         """What it tells of itself."""
         return self.root / "run" / f"{self.name}.json"
+
+    @property
+    def inbox_file(self) -> Path:
+        """What it was told, for its sessions to read."""
+        return self.root / "run" / f"{self.name}.inbox.jsonl"
 
     @property
     def lock_file(self) -> Path:
@@ -105,6 +115,8 @@ class Engine:
         self._beat_s = DEFAULT_BEAT_S
         self._slots_changed = asyncio.Event()
         self._link = Link(address=lambda: self._generation.doc.control_url, key_file=place.key_file, listener=self)
+        self._inbox = Inbox(place.inbox_file)
+        self._told: asyncio.Queue[Notice] = asyncio.Queue(MAX_TOLD)
         self._tasks = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -117,6 +129,7 @@ class Engine:
             self._tasks.create_task(self._link.run())
             self._tasks.create_task(self._beats())
             self._tasks.create_task(self._claims())
+            self._tasks.create_task(self._keep_told())
 
     def reload(self) -> None:
         """Read the generation again (SIGHUP); new sessions use it, running ones keep theirs.
@@ -180,6 +193,11 @@ class Engine:
         if session is not None and session.record.task == cancel.task:
             _log.info("cancel", task=cancel.task, reason=cancel.reason)
             session.end(outcome.CANCELLED)
+
+    def told(self, notice: Notice) -> None:
+        """Let it be written down; the control plane hears of it after that."""
+        with suppress(asyncio.QueueFull):
+            self._told.put_nowait(notice)
 
     def link_changed(self, state: str, detail: str) -> None:
         """Put it into the status file, and the log."""
@@ -251,6 +269,20 @@ class Engine:
             if not claimed.grants and loop.time() - asked_at < EMPTY_PAUSE_S:
                 await asyncio.sleep(EMPTY_PAUSE_S)  # a control plane that doesn't wait is not asked in a circle
 
+    async def _keep_told(self) -> None:
+        """Write what is told into the inbox, and say so. What can't be written comes again."""
+        while True:
+            some = [await self._told.get()]
+            while not self._told.empty():
+                some.append(self._told.get_nowait())
+            try:
+                await asyncio.to_thread(self._inbox.keep, some)
+            except OSError as error:
+                _log.error("the inbox can't be written", path=str(self._place.inbox_file), problem=str(error))
+                continue
+            with suppress(LinkDown):
+                await self._link.tell(Noticed(notices=tuple(notice.notice for notice in some)))
+
     def _accept(self, grant: Grant, generation: Generation) -> None:
         """Take a granted task on. The generation is the one named in the claim: what runs is what is recorded."""
         task = grant.task.get("id")
@@ -284,7 +316,7 @@ class Engine:
     async def _attempt(self, session: Session, grant: Grant, generation: Generation) -> None:
         """From a fresh grant to the control plane's answer."""
         try:
-            await session.start(grant=grant, generation=generation, home=self._place.home)
+            await session.start(grant=grant, generation=generation, home=self._place.home, inbox=self._place.inbox_file)
         except SessionFailed as error:
             _log.warning("session not started", task=session.record.task, problem=str(error))
             session.fail(str(error), for_good=error.for_good)

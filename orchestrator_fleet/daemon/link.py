@@ -33,6 +33,8 @@ from orchestrator_fleet.wire.link import (
     Finished,
     Hello,
     Log,
+    Notice,
+    Noticed,
     Problem,
     ToDaemon,
     Welcome,
@@ -89,6 +91,9 @@ class Listener(Protocol):
 
     def cancelled(self, cancel: Cancel) -> None:
         """An attempt's session is to be ended."""
+
+    def told(self, notice: Notice) -> None:
+        """Others tell this orchestrator something; it comes again until it is noticed."""
 
     def link_changed(self, state: str, detail: str) -> None:
         """The link is in another state (the words of the status file)."""
@@ -148,7 +153,7 @@ class Link:
             raise self._give_up(f"got {type(found).__name__} in answer to {type(message).__name__}")
         return found
 
-    async def tell(self, message: Hello | Claim | Beat | Finish | Log) -> None:
+    async def tell(self, message: Hello | Claim | Beat | Finish | Log | Noticed) -> None:
         """Send; raises LinkDown."""
         socket = self._socket
         if socket is None:
@@ -288,6 +293,8 @@ class Link:
     def _hand_on(self, message: ToDaemon) -> None:
         if isinstance(message, Cancel):
             self._listener.cancelled(message)
+        elif isinstance(message, Notice):
+            self._listener.told(message)
         elif (waiting := self._waiting.get(message.id)) is not None and not waiting.done():
             waiting.set_result(message)
         else:

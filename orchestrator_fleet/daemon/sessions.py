@@ -69,7 +69,7 @@ class Session:
         """Why the daemon ended it; empty when it didn't."""
         return self._cause.result() if self._cause.done() else ""
 
-    async def start(self, *, grant: Grant, generation: Generation, home: Path) -> None:
+    async def start(self, *, grant: Grant, generation: Generation, home: Path, inbox: Path) -> None:
         """Make the folder and start the process; raises SessionFailed, having started nothing."""
         try:
             self.folder.create()
@@ -99,6 +99,7 @@ class Session:
             attempt=self.record.attempt,
             workspace=place,
             secrets=secrets,
+            inbox=inbox,
             environ=os.environ,
         )
         try:

@@ -18,6 +18,7 @@ MEMORY_LIMIT = "512MB"
 SPILL_LIMIT = "2GB"
 MAX_THREADS = 4
 LOCK_POLL_S = 0.05
+SCHEMA = ("schema.sql", "analytics.sql")
 _HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _NOT_OURS = re.compile(r"not a valid DuckDB|checksum|corrupt|serializ|newer version|older version", re.IGNORECASE)
 
@@ -87,7 +88,8 @@ def _prepare(connection: duckdb.DuckDBPyConnection) -> None:
     if _one(connection, "SELECT current_setting('lock_configuration')"):
         return  # another part of this process has it open already
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
-    schema = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    files = resources.files(__package__)
+    schema = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in SCHEMA)
     digest = hashlib.sha256(schema.encode()).hexdigest()
     connection.execute("BEGIN")
     connection.execute("CREATE TABLE IF NOT EXISTS history_schema (digest VARCHAR NOT NULL)")

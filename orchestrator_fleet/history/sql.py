@@ -37,7 +37,7 @@ _FORMS = (  # the first whose start a type has
     ("BLOB", "to_base64({})"),
 )
 _HINTS = (
-    ("Table with name", "tables and views: events, tasks, attempts, orchestrators, machines, stores"),
+    ("Table with name", "tables and views: events, tasks, attempts, orchestrators, machines, measurements, stores"),
     ("file system operations are disabled", "a query reads the history alone, no files and no network"),
     ("read-only mode", "a query can only read"),
     ("Out of Memory", "it needs more memory than a query may take; select fewer columns or rows"),

@@ -62,7 +62,10 @@ def transports_for(declared: Mapping[str, Machine], roots: Roots) -> dict[str, T
 
 
 def _transport(name: str, machine: Machine, roots: Roots) -> Transport:
-    if machine.address != LOCAL:
-        return NoTransport(name, machine.address)
     root = Path(machine.root) if machine.root is not None else roots.machine_root(name)
-    return LocalTransport(name, root, roots.home)
+    return transport_to(name, address=machine.address, root=root, home=roots.home)
+
+
+def transport_to(name: str, *, address: str, root: Path, home: Path) -> Transport:
+    """The transport to one machine; `root` is where its root stands if it is on this host."""
+    return LocalTransport(name, root, home) if address == LOCAL else NoTransport(name, address)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-LEASE_HELD, FENCED, NOT_STAGED, FAILED = "lease_held", "fenced", "not_staged", "failed"
+LEASE_HELD, FENCED, NOT_STAGED, NOT_RUNNING = "lease_held", "fenced", "not_staged", "not_running"
+FAILED = "failed"
 
 
 class Declined(Exception):

@@ -17,7 +17,7 @@ from orchestrator_fleet.errors import Unreachable
 from orchestrator_fleet.keys import MintedKey, mint
 from orchestrator_fleet.machines import journal, programs
 from orchestrator_fleet.machines import lease as leases
-from orchestrator_fleet.machines.declined import FAILED, NOT_STAGED, Declined
+from orchestrator_fleet.machines.declined import FAILED, NOT_RUNNING, NOT_STAGED, Declined
 from orchestrator_fleet.render.bundle import SUPERVISORD_CONF
 from orchestrator_fleet.wire.documents import MANIFEST, Manifest, OrchestratorDoc, sha256
 from orchestrator_fleet.wire.machine import (
@@ -37,6 +37,7 @@ from orchestrator_fleet.wire.machine import (
     Reject,
     Release,
     Request,
+    Restart,
     Stage,
     Switch,
 )
@@ -158,7 +159,7 @@ class FakeTransport:
         except Declined as declined:
             return Refusal(code=declined.code, problem=str(declined))
 
-    def _change(self, request: Release | Stage | Switch | Confirm | Reject | Prune | Destroy) -> Done:
+    def _change(self, request: Release | Stage | Switch | Restart | Confirm | Reject | Prune | Destroy) -> Done:
         held = leases.checked(self._root.lease, token=request.token)
         if isinstance(request, Release):
             self._root.lease = leases.given_back(held)
@@ -168,12 +169,16 @@ class FakeTransport:
             self._root.lease = leases.lengthened(held, now_us=self._clock.now_us())
         return Done(notes=notes)
 
-    def _changed(self, request: Stage | Switch | Confirm | Reject | Prune | Destroy) -> tuple[str, ...]:
+    def _changed(  # noqa: PLR0911 - one for each request
+        self, request: Stage | Switch | Restart | Confirm | Reject | Prune | Destroy
+    ) -> tuple[str, ...]:
         match request:
             case Stage():
                 return self._stage(request)
             case Switch():
                 return self._switch(request)
+            case Restart():
+                return self._restart(request)
             case Confirm():
                 return self._confirm(request)
             case Reject():
@@ -269,11 +274,27 @@ class FakeTransport:
             root.keys.pop(name, None)
         self._crash("stopped")
         for name in (*todo.renew, *todo.put_in):
-            self._start(name, manifest)
+            self._start(name, digest=manifest.programs[name])
         for name in todo.reread:
             self._reread(name)
         self._crash("started")
         return (*notes, *todo.told())
+
+    def _restart(self, request: Restart) -> tuple[str, ...]:
+        root = self._root
+        if not root.supervisord_pid:
+            raise Declined(NOT_RUNNING, "no supervisord runs here; `fleet apply` starts it")
+        unknown = sorted(set(request.programs) - root.programs.keys())
+        if unknown:
+            raise Declined(
+                NOT_RUNNING, f"supervisord has no {', '.join(unknown)}; `fleet apply` brings what is declared"
+            )
+        manifest = _manifest(self._generation())
+        declared = {} if manifest is None else manifest.programs
+        for name in request.programs:
+            self._start(name, digest=root.programs[name].program or declared.get(name))
+        self._crash("started")
+        return tuple(f"{name} restarted, pid {root.programs[name].pid}" for name in request.programs)
 
     def _require_whole(self, digest: str) -> Manifest:
         files = self._root.generations.get(digest, {})
@@ -285,14 +306,14 @@ class FakeTransport:
             raise Declined(NOT_STAGED, f"generation {digest[:12]} is not here, or not whole; stage it")
         return manifest
 
-    def _start(self, program: str, manifest: Manifest) -> None:
+    def _start(self, program: str, *, digest: str | None) -> None:
         root = self._root
         since_us = self._clock.now_us()
         if program in self.faults.never_run:
             root.programs[program] = ProgramSeen(state="FATAL", since_us=since_us, detail="Exited too quickly")
             return
         root.programs[program] = ProgramSeen(
-            state="RUNNING", pid=self._pid(), since_us=since_us, program=manifest.programs[program], link="connected"
+            state="RUNNING", pid=self._pid(), since_us=since_us, program=digest, link="connected"
         )
         self._reread(program)
 

@@ -21,7 +21,7 @@ import msgspec
 from orchestrator_fleet.clock import Clock, SystemClock
 from orchestrator_fleet.ids import is_name
 from orchestrator_fleet.machines import daemons, generations, journal, lease, processes, programs, sessions, supervisord
-from orchestrator_fleet.machines.declined import FAILED, FENCED, Declined
+from orchestrator_fleet.machines.declined import FAILED, FENCED, NOT_RUNNING, Declined
 from orchestrator_fleet.machines.layout import TEMPORARY_PREFIX, Layout
 from orchestrator_fleet.render.bundle import SUPERVISORD_CONF
 from orchestrator_fleet.wire.machine import (
@@ -39,6 +39,7 @@ from orchestrator_fleet.wire.machine import (
     Reject,
     Release,
     Request,
+    Restart,
     Stage,
     Switch,
 )
@@ -118,7 +119,7 @@ class Hands:
             lease.write(layout.lease, taken)
         return Leased(token=taken.token)
 
-    def _change(self, request: Release | Stage | Switch | Confirm | Reject | Prune | Destroy) -> Done:
+    def _change(self, request: Release | Stage | Switch | Restart | Confirm | Reject | Prune | Destroy) -> Done:
         """Do one change under the lock and the lease, which it lengthens on both ends."""
         layout = self._layout
         if not layout.root.is_dir():
@@ -134,12 +135,16 @@ class Hands:
                 lease.write(layout.lease, lease.lengthened(held, now_us=self._clock.now_us()))
             return Done(notes=tuple(notes))
 
-    def _changed(self, request: Stage | Switch | Confirm | Reject | Prune | Destroy) -> list[str]:
+    def _changed(  # noqa: PLR0911 - one for each request
+        self, request: Stage | Switch | Restart | Confirm | Reject | Prune | Destroy
+    ) -> list[str]:
         match request:
             case Stage():
                 return self._stage(request)
             case Switch():
                 return self._switch(request)
+            case Restart():
+                return self._restart(request)
             case Confirm():
                 return self._confirm(request)
             case Reject():
@@ -223,6 +228,16 @@ class Hands:
         for name in sorted((set(request.stop) | set(done.take_out)) - set(manifest.programs)):
             self._forget(name, notes)
         return notes
+
+    def _restart(self, request: Restart) -> list[str]:
+        client = supervisord.connect(self._layout)
+        if client is None:
+            raise Declined(NOT_RUNNING, "no supervisord runs here; `fleet apply` starts it")
+        try:
+            pids = client.restart(request.programs)
+        finally:
+            client.close()
+        return [f"{name} restarted, pid {pid}" for name, pid in pids.items()]
 
     def _forget(self, name: str, notes: list[str]) -> None:
         """End what an orchestrator that no longer lives here still runs, and remove its key."""

@@ -18,13 +18,14 @@ from typing import Any
 
 from orchestrator_fleet import pids
 from orchestrator_fleet.machines import processes
-from orchestrator_fleet.machines.declined import FAILED, Declined
+from orchestrator_fleet.machines.declined import FAILED, NOT_RUNNING, Declined
 from orchestrator_fleet.machines.layout import Layout
 from orchestrator_fleet.render.bundle import SUPERVISORD_CONF
 
 CALL_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0  # a program has `stopwaitsecs` (10 s) before supervisord kills it
+TERM_S = 10.0  # the same, of one that is restarted
 SHUTDOWN_TIMEOUT_S = 20.0
 POLL_S = 0.005
 MAX_ERROR_TEXT = 2_000
@@ -33,8 +34,9 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INHERITED = ("HOME", "LANG", "TZ")
 
 RUNNING = "RUNNING"
+ENDED_STATES = frozenset({"STOPPED", "EXITED", "FATAL"})
 LIVING_STATES = frozenset({"STARTING", "RUNNING", "BACKOFF", "STOPPING"})
-_BAD_NAME, _NOT_RUNNING, _ALREADY_ADDED = 10, 70, 90  # supervisor.xmlrpc.Faults
+_BAD_NAME, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED = 10, 60, 70, 90  # supervisor.xmlrpc.Faults
 
 
 class _Connection(http.client.HTTPConnection):
@@ -129,6 +131,48 @@ class Supervisord:
     def put_in(self, name: str) -> None:
         """Add a program of the configuration last read; it starts by itself."""
         self._tolerating(_ALREADY_ADDED, "addProcessGroup", name)
+
+    def restart(self, names: Collection[str]) -> dict[str, int]:
+        """End programs' processes and have others run in their place; name -> pid, 0 where supervisord tries again.
+
+        A process that runs is only told to end, and that another follows is supervisord's own doing: so nothing stays
+        down when whoever asked for it is killed in between. Raises Declined, with nothing done, for a name it lacks.
+        """
+        waiting = self._pids(names)
+        for name in waiting:
+            self._tolerating(_NOT_RUNNING, "signalProcess", name, "TERM")
+        began, again, killed = time.monotonic(), dict[str, int](), False
+        while True:
+            again |= {name: pid for name, old in waiting.items() if (pid := self._successor(name, old)) is not None}
+            waiting = {name: old for name, old in waiting.items() if name not in again}
+            took_s = time.monotonic() - began
+            if not waiting:
+                return {name: again[name] for name in names}
+            if took_s > STOP_TIMEOUT_S:
+                raise Declined(FAILED, f"{', '.join(waiting)}: not started again within {STOP_TIMEOUT_S:g} s")
+            if took_s > TERM_S and not killed:
+                killed = True
+                for name in waiting:
+                    self._tolerating(_NOT_RUNNING, "signalProcess", name, "KILL")
+            time.sleep(POLL_S)
+
+    def _pids(self, names: Collection[str]) -> dict[str, int]:
+        known = self.programs()
+        unknown = sorted(set(names) - known.keys())
+        if unknown:
+            raise Declined(
+                NOT_RUNNING, f"supervisord has no {', '.join(unknown)}; `fleet apply` brings what is declared"
+            )
+        return {name: int(known[name]["pid"]) for name in names}
+
+    def _successor(self, name: str, old: int) -> int | None:
+        """The pid of the process that runs instead of `old`; None while there is none. What has ended is started."""
+        info = self.programs().get(name, {"pid": 0, "statename": "gone"})
+        if info["pid"] and info["pid"] != old:
+            return int(info["pid"])
+        if info["statename"] in ENDED_STATES:
+            self._tolerating(_ALREADY_STARTED, "startProcess", name, False)
+        return 0 if info["statename"] == "BACKOFF" else None
 
     def hang_up(self, name: str) -> None:
         """Tell a program to read its files again."""

@@ -1,12 +1,12 @@
 """Who a key is and what it may do. Pure: keys and time come in, an answer goes out.
 
-The whole key ring is in memory (it is a few hundred hashes), so a check costs one SHA-256 and no query,
-and an unknown id costs the same as a known one.
+The whole key ring is in memory (it is a few hundred hashes), so a check costs one SHA-256 and one comparison and no
+query, whatever comes: what is no key at all, an unknown id, a wrong secret, a revoked key and a good one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from orchestrator_fleet import keys
 from orchestrator_fleet.clock import from_datetime
 
 DAEMON_SCOPES = ("tasks:work",)
-_NOBODY = "0" * 64
+_NOBODY = "0" * 64  # no text has this digest that anybody knows of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,11 @@ class KnownKey:
         """Whether its owner is an orchestrator, and not a person or a service."""
         return ":" not in self.owner
 
+    @property
+    def acts_for(self) -> str | None:
+        """The orchestrator that it acts for alone; None: for any."""
+        return self.owner if self.is_orchestrators and "admin" not in self.scopes else None
+
     def allows(self, scope: str) -> bool:
         """Whether it has the scope; `admin` has all."""
         return keys.allows(self.scopes, scope)
@@ -56,25 +61,45 @@ class Denied:
     reason: str
 
 
-def check(text: str, *, rings: Iterable[Mapping[str, KnownKey]], now_us: int) -> KnownKey | Denied:
-    """The key that `text` is, or why it is none. Takes the same time for unknown ids and wrong secrets."""
-    parsed = keys.parse(text)
-    if parsed is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a caller shows: a key's public id (None: it has not a key's form) and the digest of its secret."""
+
+    id: str | None
+    sha256: str
+
+    @classmethod
+    def of(cls, text: str) -> Shown:
+        """Take a text apart. Costs the same whatever it is."""
+        key_id, secret = keys.parse(text) or (None, "")
+        return cls(id=key_id, sha256=keys.digest(secret))
+
+    def among(self, rings: Iterable[Mapping[str, KnownKey]]) -> KnownKey | None:
+        """The key that is known under this id."""
+        return next((ring[self.id] for ring in rings if self.id in ring), None) if self.id is not None else None
+
+
+def check(
+    shown: Shown, known: KnownKey | None, *, now_us: int, revoked: Collection[str] = frozenset()
+) -> KnownKey | Denied:
+    """`known`, when that is what was shown and it is good; else why it is not. One comparison, always.
+
+    `revoked` are ids that were revoked in the live store: they stay so, whatever else says.
+    """
+    good = keys.same(shown.sha256, known.sha256 if known is not None else _NOBODY)
+    if shown.id is None:
         return Denied("malformed")
-    key_id, secret = parsed
-    known = next((ring[key_id] for ring in rings if key_id in ring), None)
-    good = keys.matches(secret, known.sha256 if known else _NOBODY)
     if known is None or not good:
         return Denied("unknown")
-    why = still_good(known, now_us=now_us)
+    why = still_good(known, now_us=now_us, revoked=revoked)
     return known if why is None else Denied(why)
 
 
-def still_good(known: KnownKey | None, *, now_us: int) -> str | None:
+def still_good(known: KnownKey | None, *, now_us: int, revoked: Collection[str] = frozenset()) -> str | None:
     """Why a key with the right secret is good no more (unknown, revoked, expired); None while it is."""
     if known is None:
         return "unknown"
-    if known.revoked_us is not None and known.revoked_us <= now_us:
+    if known.id in revoked or (known.revoked_us is not None and known.revoked_us <= now_us):
         return "revoked"
     if known.expires_us is not None and known.expires_us <= now_us:
         return "expired"

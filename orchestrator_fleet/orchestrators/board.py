@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import to_rfc3339
-from orchestrator_fleet.orchestrators import attendance
+from orchestrator_fleet.orchestrators import actions, attendance
+from orchestrator_fleet.orchestrators.actions import Action
 from orchestrator_fleet.orchestrators.presence import Seen
 from orchestrator_fleet.store.schema import attempts, tasks
 from orchestrator_fleet.tasks import holds
@@ -49,11 +50,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """Work, last presence and holds of orchestrators, by name, as of one moment."""
+    """Work, last presence, holds and actions that go on, of orchestrators, by name, as of one moment."""
 
     work: Mapping[str, Work]
     seen: Mapping[str, Seen]
     held: Mapping[str, Sequence[Hold]]
+    actions: Mapping[str, Sequence[Action]]
 
 
 def look(conn: Connection, names: Sequence[str], *, now_us: int) -> Board:
@@ -77,4 +79,7 @@ def look(conn: Connection, names: Sequence[str], *, now_us: int) -> Board:
                 "tokens": None,
             }
         )
-    return Board(work=work, seen=attendance.last_seen(conn), held=holds.find_all(conn, now_us))
+    acting: dict[str, list[Action]] = {}
+    for action in actions.open_of(conn, names):
+        acting.setdefault(action.orchestrator, []).append(action)
+    return Board(work=work, seen=attendance.last_seen(conn), held=holds.find_all(conn, now_us), actions=acting)

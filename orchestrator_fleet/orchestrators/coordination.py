@@ -21,7 +21,7 @@ from orchestrator_fleet import ids
 from orchestrator_fleet.clock import to_rfc3339
 from orchestrator_fleet.errors import Conflict, NotFound
 from orchestrator_fleet.orchestrators import notices
-from orchestrator_fleet.store.schema import COORDINATION_OPEN, coordinations
+from orchestrator_fleet.store.schema import COORDINATION_OPEN, coordinations, events, tasks
 from orchestrator_fleet.tasks import rows
 from orchestrator_fleet.tasks.task import TaskRow
 
@@ -40,12 +40,18 @@ PREFIX: Mapping[Kind, str] = {"delegation": "dlg", "escalation": "esc", "handoff
 HUMAN = "human:"
 
 _INSERT = coordinations.insert()
+_MARK = tasks.update().where(tasks.c.id == sa.bindparam("of")).values(coordinated=True)
 _ONE = sa.select(coordinations).where(coordinations.c.id == sa.bindparam("of"))
 _OF_TASK = (
     sa.select(coordinations)
     .where(coordinations.c.task == sa.bindparam("of"))
-    .order_by(coordinations.c.created_at_us, coordinations.c.id)
+    .order_by(coordinations.c.created_at_us.desc(), coordinations.c.id.desc())
     .limit(MAX_OF_A_TASK)
+)
+_OF_TASKS = (
+    sa.select(coordinations)
+    .where(coordinations.c.task.in_(sa.bindparam("of", expanding=True)))
+    .order_by(coordinations.c.task, coordinations.c.created_at_us, coordinations.c.id)
 )
 _OPEN = (
     sa.select(coordinations)
@@ -53,6 +59,18 @@ _OPEN = (
     .where(sa.text(COORDINATION_OPEN))
     .order_by(coordinations.c.id)
     .limit(sa.bindparam("most"))
+)
+_SOME = (
+    sa.select(coordinations)
+    .where(coordinations.c.id.in_(sa.bindparam("of", expanding=True)))
+    .order_by(coordinations.c.id)
+)
+_CANCELLED_BECAUSE = (
+    sa.select(events.c.data)
+    .where(events.c.task == sa.bindparam("of"), sa.text("task IS NOT NULL"))
+    .where(events.c.kind.in_(("task_cancelled", "task_rejected")))
+    .order_by(events.c.seq.desc())
+    .limit(1)
 )
 _MOVE = (
     coordinations.update()
@@ -62,6 +80,7 @@ _MOVE = (
         reason=sa.bindparam("why"),
         updated_at_us=sa.bindparam("now"),
         expires_at_us=sa.bindparam("until"),
+        data=sa.bindparam("about"),
     )
 )
 
@@ -110,8 +129,13 @@ def ask(
     child: str | None = None,
     batch: str | None = None,
     expires_at_us: int | None = None,
+    tell_source: bool = False,
+    reason: str | None = None,
 ) -> Coordination:
-    """Write a new one, with its event on the task (as it is after the change), and tell the target."""
+    """Write a new one, with its event on the task (as it is after the change), and tell the target.
+
+    `tell_source`: where somebody else may have asked in its name.
+    """
     new_id = ids.new_id(PREFIX[kind], now_us)
     one = Coordination(
         id=new_id,
@@ -130,11 +154,14 @@ def ask(
         created_at_us=now_us,
         updated_at_us=now_us,
         expires_at_us=expires_at_us,
-        reason=None,
+        reason=reason,
     )
     conn.execute(_INSERT, _values(one))
-    rows.tell(conn, f"{kind}_{state}", task, actor=actor, now_us=now_us, coordination=to_json(one))
-    _tell(conn, one, told=(target,), actor=actor, now_us=now_us)
+    if not task.coordinated:
+        # No change of the task, as others see it: its version stays.
+        conn.execute(_MARK, {"of": task.id})
+    rows.tell(conn, f"{kind}_{state}", task, actor=actor, now_us=now_us, reason=reason, coordination=to_json(one))
+    _tell(conn, one, told=(source, target) if tell_source else (target,), actor=actor, now_us=now_us)
     return one
 
 
@@ -148,17 +175,20 @@ def move(
     actor: str,
     now_us: int,
     expires_at_us: int | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Coordination:
-    """Take it to another state, with its event, and tell both sides.
+    """Take it to another state, with its event, and tell both sides. `data` is what its kind has to add.
 
     Conflict `not_open` when the table has no such edge, `changed_meanwhile` when somebody was quicker.
     """
     if to not in LEGAL[one.state]:
         raise Conflict("not_open", f"{one.id}: it is {one.state}, so it can't become {to}")
-    moved = {"of": one.id, "seen": one.state, "to": to, "why": reason, "now": now_us, "until": expires_at_us}
+    about = one.data if data is None else {**one.data, **data}
+    known = {"of": one.id, "seen": one.state, "now": now_us}
+    moved = {**known, "to": to, "why": reason, "until": expires_at_us, "about": about}
     if conn.execute(_MOVE, moved).rowcount != 1:
         raise Conflict("changed_meanwhile", f"{one.id}: changed by somebody else in the meantime; read it again")
-    after = replace(one, state=to, reason=reason, updated_at_us=now_us, expires_at_us=expires_at_us)
+    after = replace(one, state=to, reason=reason, updated_at_us=now_us, expires_at_us=expires_at_us, data=about)
     rows.tell(conn, f"{one.kind}_{to}", task, actor=actor, now_us=now_us, reason=reason, coordination=to_json(after))
     _tell(conn, after, told=(one.source, one.target), actor=actor, now_us=now_us)
     return after
@@ -166,21 +196,49 @@ def move(
 
 def find(conn: Connection, coordination_id: str) -> Coordination:
     """The one with this id; raises NotFound."""
-    row = conn.execute(_ONE, {"of": coordination_id}).mappings().one_or_none()
+    # PostgreSQL doesn't even look for a text that it could not hold.
+    there = "\0" not in coordination_id
+    row = conn.execute(_ONE, {"of": coordination_id}).mappings().one_or_none() if there else None
     if row is None:
         raise NotFound(f"there is no coordination {coordination_id[:100]}")
     return Coordination(**row)
 
 
 def of_task(conn: Connection, task_id: str) -> Sequence[Coordination]:
-    """All of a task, oldest first, at most MAX_OF_A_TASK."""
-    return [Coordination(**row) for row in conn.execute(_OF_TASK, {"of": task_id}).mappings()]
+    """All of a task, oldest first; of more than MAX_OF_A_TASK the newest."""
+    return read(conn, _OF_TASK, of=task_id)[::-1]
+
+
+def of_tasks(conn: Connection, task_ids: Sequence[str]) -> Mapping[str, Sequence[Coordination]]:
+    """All of several tasks, by task, oldest first."""
+    found: dict[str, list[Coordination]] = {task_id: [] for task_id in task_ids}
+    for row in conn.execute(_OF_TASKS, {"of": list(task_ids)}).mappings():
+        found[row["task"]].append(Coordination(**row))
+    return found
 
 
 def open_ones(conn: Connection, kind: Kind, *, after: str = "", limit: int) -> Sequence[Coordination]:
     """Open ones of a kind, by id, from the one behind `after` on."""
-    found = conn.execute(_OPEN, {"of": kind, "after": after, "most": limit}).mappings()
-    return [Coordination(**row) for row in found]
+    return read(conn, _OPEN, of=kind, after=after, most=limit)
+
+
+def some(conn: Connection, coordination_ids: Sequence[str]) -> Sequence[Coordination]:
+    """Those of these that there are, by id."""
+    return read(conn, _SOME, of=coordination_ids)
+
+
+def read(conn: Connection, query: sa.Select[Any], **values: Any) -> list[Coordination]:
+    """What a query of the table's rows finds."""
+    return [Coordination(**row) for row in conn.execute(query, values).mappings()]
+
+
+def cancelled_because(conn: Connection, task: TaskRow) -> str | None:
+    """The reason that was given for cancelling a task; None for one that was not cancelled, too."""
+    if task.status != "CANCELLED":
+        return None
+    data: dict[str, Any] = conn.execute(_CANCELLED_BECAUSE, {"of": task.id}).scalar() or {}
+    because: str | None = data.get("reason") or data.get("error")
+    return because
 
 
 def to_json(one: Coordination) -> dict[str, Any]:

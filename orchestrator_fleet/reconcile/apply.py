@@ -17,7 +17,7 @@ from orchestrator_fleet.errors import FleetError, MachineError, StalePlan, Unrea
 from orchestrator_fleet.machines.transport import Transport
 from orchestrator_fleet.plan.model import CONTROL_PLANE, Plan
 from orchestrator_fleet.reconcile.control import put_in_force
-from orchestrator_fleet.reconcile.interrupts import first_finishes
+from orchestrator_fleet.reconcile.interrupts import Brake, first_finishes
 from orchestrator_fleet.reconcile.leases import Held, held
 from orchestrator_fleet.reconcile.look import Look
 from orchestrator_fleet.reconcile.observe import PARALLEL, observe
@@ -81,13 +81,14 @@ async def apply(
     holder: str,
     register_keys: RegisterKeys,
     on_event: OnEvent,
+    brake: Brake | None = None,
 ) -> ApplyReport:
     """Do what the plan says; raises LeaseHeld, StalePlan, RolloutFailed, RolloutReverted.
 
-    `transports` has a way to every target of the plan.
+    `transports` has a way to every target of the plan. `brake` stops it from another thread.
     """
     began = time.monotonic()
-    with first_finishes(on_event) as halt:
+    with first_finishes(on_event, brake) as halt:
         work = _Pass(plan=plan, seen=seen, transports=transports, halt=halt, on_event=on_event)
         _note_what_is_known(work)
         touched = sorted({a.target for a in plan.actions if a.kind != "no-op"} - work.outcomes.keys())

@@ -22,6 +22,7 @@ from orchestrator_fleet.plan.model import CONTROL_PLANE, Plan
 from orchestrator_fleet.reconcile.apply import KeyRow, RegisterKeys, apply
 from orchestrator_fleet.reconcile.conditions import FleetStatus, fleet_status
 from orchestrator_fleet.reconcile.destroy import take_everything_down
+from orchestrator_fleet.reconcile.interrupts import Brake
 from orchestrator_fleet.reconcile.look import Look, look, opened
 from orchestrator_fleet.reconcile.report import ApplyReport, OnEvent, nobody
 
@@ -122,8 +123,11 @@ def apply_plan(
     on_event: OnEvent = nobody,
     saved: Plan | None = None,
     register_keys: RegisterKeys | None = None,
+    brake: Brake | None = None,
 ) -> ApplyReport:
     """Do what the plan says, and nothing where it says nothing; `saved` is a plan that must still be true.
+
+    `brake` stops it from another thread: the machines in hand are finished.
 
     Raises StalePlan, LeaseHeld, MachineError, RolloutFailed (also when the daemons' keys can't be registered) and
     RolloutReverted, both with the report.
@@ -131,14 +135,16 @@ def apply_plan(
     if saved is not None:
         refuse_if_stale(planned.plan, saved)
     register = register_keys or _registrar(planned.seen)
-    return asyncio.run(_apply(planned, holder=holder or who(), on_event=on_event, register_keys=register))
+    return asyncio.run(_apply(planned, holder=holder or who(), on_event=on_event, register_keys=register, brake=brake))
 
 
-async def _apply(planned: Planned, *, holder: str, on_event: OnEvent, register_keys: RegisterKeys) -> ApplyReport:
+async def _apply(
+    planned: Planned, *, holder: str, on_event: OnEvent, register_keys: RegisterKeys, brake: Brake | None
+) -> ApplyReport:
     seen = planned.seen
     async with opened(seen.fleet.file.machines, seen.state) as transports:
         return await apply(
-            planned.plan, seen, transports, holder=holder, register_keys=register_keys, on_event=on_event
+            planned.plan, seen, transports, holder=holder, register_keys=register_keys, on_event=on_event, brake=brake
         )
 
 

@@ -78,7 +78,7 @@ def judge(observed: Observed, watch: Watch, *, digest: str, min_healthy_s: float
         program, seen = observed.programs.get(name), watch.programs.get(name)
         if program is None or seen is None:
             return Verdict(reason=f"{name}: supervisord does not know it")
-        if (verdict := _judge_program(name, program, seen, wanted=wanted, digest=digest)) is not None:
+        if (verdict := judge_program(name, program, seen, wanted=wanted, digest=digest)) is not None:
             return verdict
     young = [name for name in manifest.programs if now_s - watch.programs[name].since_s < min_healthy_s]
     if young:
@@ -86,7 +86,7 @@ def judge(observed: Observed, watch: Watch, *, digest: str, min_healthy_s: float
     return Verdict(healthy=True)
 
 
-def _judge_program(name: str, program: ProgramSeen, seen: Seen, *, wanted: str, digest: str) -> Verdict | None:
+def judge_program(name: str, program: ProgramSeen, seen: Seen, *, wanted: str, digest: str) -> Verdict | None:
     """Why one program is not as it should be; None when it is."""
     detail = f": {program.detail}" if program.detail else ""
     if program.state == FATAL:

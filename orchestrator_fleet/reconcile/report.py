@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from orchestrator_fleet.errors import ApplyFailed, RolledBack
 
@@ -65,6 +66,17 @@ class ApplyReport:
     def having(self, *results: Result) -> list[Outcome]:
         """The outcomes with one of these results, in order."""
         return [outcome for outcome in self.outcomes.values() if outcome.result in results]
+
+
+def to_json(report: ApplyReport) -> dict[str, Any]:
+    """A report as JSON values."""
+    return {
+        "fleet": report.fleet,
+        "seconds": round(report.seconds, 3),
+        "interrupted": report.interrupted,
+        "keys_registered": report.keys_registered,
+        "outcomes": [asdict(outcome) for outcome in report.outcomes.values()],
+    }
 
 
 class RolloutFailed(ApplyFailed):

@@ -50,6 +50,15 @@ class Store(Protocol):
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot of what is committed."""
 
+    async def read_rows(self, fn: Callable[[Connection], T]) -> T:
+        """The same for what reads a few rows by their keys.
+
+        Where that takes less time than handing it to another thread, the caller's own does it.
+        """
+
+    def version(self) -> int | None:
+        """A number that is another one after any commit, by whomever; None where asking costs as much as reading."""
+
     def read_sync(self, fn: Callable[[Connection], T]) -> T:
         """The same for a caller without an event loop."""
 

@@ -16,6 +16,11 @@ MAX_FORGOTTEN = 1_000
 
 _FIND = sa.select(idempotency).where(idempotency.c.actor == sa.bindparam("by"), idempotency.c.key == sa.bindparam("of"))
 _INSERT = idempotency.insert()
+_REPLACE = (
+    idempotency.update()
+    .where(idempotency.c.actor == sa.bindparam("by"), idempotency.c.key == sa.bindparam("of"))
+    .values(status=sa.bindparam("code"), headers=sa.bindparam("with_headers"), body=sa.bindparam("text"))
+)
 _OLD = (
     sa.select(idempotency.c.actor, idempotency.c.key)
     .where(idempotency.c.at_us < sa.bindparam("before"))
@@ -57,6 +62,12 @@ def find(conn: Connection, *, actor: str, key: str, fingerprint: str) -> Answere
 def remember(conn: Connection, answered: Answered) -> None:
     """Keep an answer, for KEEP_S."""
     conn.execute(_INSERT, asdict(answered))
+
+
+def replace(conn: Connection, answered: Answered) -> None:
+    """Keep another answer in the place of one that said that the work is under way."""
+    of = {"by": answered.actor, "of": answered.key}
+    conn.execute(_REPLACE, {**of, "code": answered.status, "with_headers": answered.headers, "text": answered.body})
 
 
 def forget_old(conn: Connection, *, now_us: int) -> int:

@@ -1,14 +1,16 @@
 """The outbox: what happened, written in the transaction that made it happen.
 
 `data` of a task's event is `{"task": <the task as the API shows it, after the change>, ...}`, and beside it, as the
-kind needs: `reason`; at an attempt's end `outcome`, `exit_code`, `run_s`, `usage`, `error`.
+kind needs: `reason`; at an attempt's end `outcome`, `exit_code`, `run_s`, `usage`, `error`; `before`, what a change has
+replaced; `by`, the owner and address of the key that asked over HTTP.
 Read by `history` (in order of `seq`, exactly once by its cursor), by the event streams and by `GET /tasks/{id}/events`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -19,6 +21,7 @@ from orchestrator_fleet.store.schema import events
 from orchestrator_fleet.store.statement import Statement
 
 MAX_READ = 10_000
+T = TypeVar("T")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
     seq: int = 0
 
+
+# Who asked for what is written now, over HTTP: `{"owner": ..., "address": ...}`; None for daemons and our own loops.
+CALLER: ContextVar[dict[str, str | None] | None] = ContextVar("caller", default=None)
+_BY = "caller"
 
 CHANNEL = "fleet_events"
 PENDING = "outbox"
@@ -67,6 +74,26 @@ WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock({locks.key("outbox")})),
        RETURNING seq)
 SELECT pg_notify('{CHANNEL}', '') FROM (SELECT max(seq) FROM written) AS last
 """  # noqa: S608 (made of the names of the table's columns)
+# It reads what is inside that JSON all the same, and stops at a NUL, which its texts can't hold: where there is one, an
+# event's data comes as a text in the JSON, and is none of its business.
+_NUL = "\\u0000"
+_WRITE_AS_TEXT = _WRITE.replace("data json", "data text")
+
+
+def as_called(fn: Callable[[Connection], T]) -> Callable[[Connection], T]:
+    """`fn`, to be run in another thread: its events say who is the CALLER here."""
+    caller = CALLER.get()
+    if caller is None:
+        return fn
+
+    def called(conn: Connection) -> T:
+        conn.info[_BY] = caller
+        try:
+            return fn(conn)
+        finally:
+            del conn.info[_BY]
+
+    return called
 
 
 def append(conn: Connection, *new: Event) -> None:
@@ -78,6 +105,8 @@ def append(conn: Connection, *new: Event) -> None:
     """
     if not new:
         return
+    if (caller := conn.info.get(_BY)) is not None:
+        new = tuple(msgspec.structs.replace(event, data={"by": caller, **event.data}) for event in new)
     pending: list[Event] | None = conn.info.get(PENDING)
     if pending is not None:
         pending.extend(new)
@@ -95,7 +124,12 @@ def write_pending(conn: Connection) -> None:
     assert raw is not None  # noqa: S101 (a connection that runs a transaction has one)
     cursor = raw.cursor()
     try:
-        cursor.execute(_WRITE, (msgspec.json.encode(pending).decode(),))
+        text = msgspec.json.encode(pending).decode()
+        if _NUL in text:
+            told = [{**msgspec.structs.asdict(one), "data": msgspec.json.encode(one.data).decode()} for one in pending]
+            cursor.execute(_WRITE_AS_TEXT, (msgspec.json.encode(told).decode(),))
+        else:
+            cursor.execute(_WRITE, (text,))
     finally:
         cursor.close()
     pending.clear()

@@ -154,7 +154,7 @@ class PostgresStore:
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` in a transaction; answers after the commit."""
-        return await asyncio.wrap_future(self._submit(self._writers, self._write_here, fn))
+        return await asyncio.wrap_future(self._submit(self._writers, self._write_here, outbox.as_called(fn)))
 
     def write_sync(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` in a transaction; answers after the commit."""
@@ -177,6 +177,14 @@ class PostgresStore:
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot."""
         return await asyncio.wrap_future(self._submit(self._readers, self._read_here, fn))
+
+    async def read_rows(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` on one snapshot."""
+        return await self.read(fn)
+
+    def version(self) -> int | None:
+        """Not to be had for less than a read."""
+        return None
 
     def read_sync(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on one snapshot."""

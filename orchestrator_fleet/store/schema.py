@@ -144,6 +144,8 @@ tasks = sa.Table(
     sa.Column("counts_on", Json),
     # Somebody approved it past a spent budget.
     sa.Column("over_budget", sa.Boolean, nullable=False, server_default=sa.false()),
+    # There are coordinations of it: its sessions are told what stands in them, see orchestrators.carried.
+    sa.Column("coordinated", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.CheckConstraint(one_of("status", TASK_STATUSES), name="status"),
     sa.CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
     sa.CheckConstraint(
@@ -415,6 +417,8 @@ coordinations = sa.Table(
 )
 COORDINATION_OPEN = "state IN ('pending', 'accepted')"
 _index("ix_coordinations_task", coordinations.c.task, coordinations.c.created_at_us, coordinations.c.id)
+_index("ix_coordinations_source", coordinations.c.source, coordinations.c.created_at_us, coordinations.c.id)
+_index("ix_coordinations_target", coordinations.c.target, coordinations.c.created_at_us, coordinations.c.id)
 _index("ix_coordinations_child", coordinations.c.child, where="child IS NOT NULL")
 _index("ix_coordinations_open", coordinations.c.kind, coordinations.c.id, where=COORDINATION_OPEN)
 
@@ -433,6 +437,8 @@ notices = sa.Table(
     sqlite_autoincrement=True,
 )
 _index("ix_notices_waiting", notices.c.orchestrator, notices.c.seq, where="delivered_at_us IS NULL")
+_index("ix_notices_delivered", notices.c.delivered_at_us, where="delivered_at_us IS NOT NULL")
+_index("ix_notices_expires", notices.c.expires_at_us)
 
 conversations = sa.Table(
     "conversations",
@@ -444,8 +450,10 @@ conversations = sa.Table(
     sa.Column("created_at_us", sa.BigInteger, nullable=False),
     sa.Column("updated_at_us", sa.BigInteger, nullable=False),
 )
+_index("ix_conversations_source", conversations.c.source, conversations.c.id)
+_index("ix_conversations_target", conversations.c.target, conversations.c.id)
 
-# A message to an orchestrator is delivered by the notice of the same id.
+# A message to an orchestrator is delivered by the notice of the same id, which goes sooner than the message does.
 messages = sa.Table(
     "messages",
     metadata,
@@ -457,9 +465,11 @@ messages = sa.Table(
     sa.Column("content", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("delivered_at_us", sa.BigInteger),
     sqlite_autoincrement=True,
 )
 _index("ix_messages_conversation", messages.c.conversation, messages.c.seq)
+_index("ix_messages_pair", messages.c.sender, messages.c.target, messages.c.at_us)
 
 status_updates = sa.Table(
     "status_updates",
@@ -498,6 +508,8 @@ vp_actions = sa.Table(
     sqlite_autoincrement=True,
 )
 _index("ix_vp_actions_orchestrator", vp_actions.c.orchestrator, vp_actions.c.seq)
+VP_ACTION_OPEN = "outcome IS NULL"
+_index("ix_vp_actions_open", vp_actions.c.orchestrator, vp_actions.c.seq, where=VP_ACTION_OPEN)
 
 # A conflict is computed; that somebody has decided it is kept under its id, which is made of its evidence.
 conflict_resolutions = sa.Table(

@@ -26,12 +26,16 @@ _OPEN = ("TODO", "IN_PROGRESS", "BLOCKED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to do to each. `orchestrator` goes with assign, `priority` with priority."""
+    """What to do to each. `orchestrator` goes with assign, `priority` with priority.
+
+    `acts_for` is the only orchestrator whose tasks, beside those it made, the caller may change; None: any.
+    """
 
     action: Action
     reason: str | None = None
     orchestrator: str | None = None
     priority: Priority | None = None
+    acts_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +127,12 @@ def savepoint(conn: Connection, *, undo: bool = False) -> Iterator[None]:
 
 def _do(conn: Connection, task: TaskRow, order: Order, *, dispatch: Dispatch, actor: str, now_us: int) -> TaskRow:
     known: dict[str, Any] = {"task_id": task.id, "actor": actor, "now_us": now_us}
+    change.refuse_others(conn, task_id=task.id, acts_for=order.acts_for, actor=actor)
     match order.action:
         case "cancel":
             return change.cancel(conn, reason=order.reason, **known).task
         case "retry":
+            change.refuse_own_yes(conn, task_id=task.id, acts_for=order.acts_for)
             return change.retry(conn, dispatch=dispatch, reason=order.reason, **known)
         case "assign":
             return change.assign(conn, orchestrator=order.orchestrator or "", reason=order.reason, **known).task

@@ -12,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from orchestrator_fleet.errors import Conflict, Invalid, InvalidTransition
+from orchestrator_fleet.errors import Conflict, Forbidden, Invalid, InvalidTransition
 from orchestrator_fleet.store.schema import task_dependencies, tasks
 from orchestrator_fleet.tasks import attempts, create, dependencies, lease, line, rows, transitions
 from orchestrator_fleet.tasks.dispatch import Dispatch
+from orchestrator_fleet.tasks.routing import ASSIGNED
 from orchestrator_fleet.tasks.task import FINAL, BlockedReason, Changed, NewTask, Status, TaskRow
 
 EDITABLE = frozenset(
@@ -44,7 +45,16 @@ def cancel(conn: Connection, *, task_id: str, reason: str | None, actor: str, no
     task = rows.get_to_change(conn, task_id)
     after = rows.apply(conn, task, transitions.cancelled(task, now_us=now_us), now_us=now_us)
     run_s = _end(conn, task, outcome="cancelled", reason=reason, now_us=now_us)
-    rows.tell(conn, "task_cancelled", after, actor=actor, now_us=now_us, reason=reason, run_s=run_s)
+    rows.tell(
+        conn,
+        "task_cancelled",
+        after,
+        actor=actor,
+        now_us=now_us,
+        before=rows.replaced(task, after),
+        reason=reason,
+        run_s=run_s,
+    )
     dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return Changed(task=after, stopped=rows.stopped(task))
 
@@ -57,7 +67,16 @@ def block(
     change = transitions.blocked(task, reason=blocked_reason, condition=reason)
     after = rows.apply(conn, task, change, now_us=now_us)
     run_s = _end(conn, task, outcome="released", reason=reason, now_us=now_us)
-    rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=reason, run_s=run_s)
+    rows.tell(
+        conn,
+        "task_blocked",
+        after,
+        actor=actor,
+        now_us=now_us,
+        before=rows.replaced(task, after),
+        reason=reason,
+        run_s=run_s,
+    )
     return Changed(task=after, stopped=rows.stopped(task))
 
 
@@ -84,7 +103,9 @@ def reject(conn: Connection, *, task_id: str, reason: str | None, actor: str, no
     task = rows.get_to_change(conn, task_id)
     _refuse_not_awaiting(task)
     after = rows.apply(conn, task, transitions.cancelled(task, now_us=now_us), now_us=now_us)
-    rows.tell(conn, "task_rejected", after, actor=actor, now_us=now_us, reason=reason)
+    rows.tell(
+        conn, "task_rejected", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason
+    )
     dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return after
 
@@ -94,14 +115,30 @@ def release(conn: Connection, *, task_id: str, reason: str | None, actor: str, n
     task = rows.get_to_change(conn, task_id)
     after = rows.apply(conn, task, transitions.released(task, now_us=now_us), now_us=now_us)
     run_s = _end(conn, task, outcome="released", reason=reason, now_us=now_us)
-    rows.tell(conn, "task_released", after, actor=actor, now_us=now_us, reason=reason, run_s=run_s)
+    rows.tell(
+        conn,
+        "task_released",
+        after,
+        actor=actor,
+        now_us=now_us,
+        before=rows.replaced(task, after),
+        reason=reason,
+        run_s=run_s,
+    )
     return Changed(task=after, stopped=rows.stopped(task))
 
 
 def assign(
-    conn: Connection, *, task_id: str, orchestrator: str, reason: str | None, actor: str, now_us: int
+    conn: Connection,
+    *,
+    task_id: str,
+    orchestrator: str,
+    reason: str | None,
+    actor: str,
+    now_us: int,
+    route: str = ASSIGNED,
 ) -> Changed:
-    """Give an open task to an orchestrator (that the caller knows to exist).
+    """Give an open task to an orchestrator (that the caller knows to exist); `route` is one of routing.NAMED.
 
     One in progress is taken from its holder first, unless it is that orchestrator's already.
     """
@@ -114,9 +151,9 @@ def assign(
         changed = release(conn, task_id=task_id, reason=reason, actor=actor, now_us=now_us)
         task, stopped = changed.task, changed.stopped
     condition = task.condition if task.status == "BLOCKED" else None
-    change = transitions.edited(orchestrator=orchestrator, route="assigned", condition=condition)
+    change = transitions.edited(orchestrator=orchestrator, route=route, condition=condition)
     after = rows.apply(conn, task, change, now_us=now_us)
-    rows.tell(conn, "task_routed", after, actor=actor, now_us=now_us, reason=reason)
+    rows.tell(conn, "task_routed", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason)
     return Changed(task=after, stopped=stopped)
 
 
@@ -149,8 +186,35 @@ def update_task(
     after = rows.apply(conn, task, transitions.Change(_edited(task, changed, now_us)), now_us=now_us)
     if "tags" in changed:
         create.rewrite_tags(conn, after)
-    rows.tell(conn, "task_updated", after, actor=actor, now_us=now_us, fields=sorted(changed), reason=reason)
+    rows.tell(
+        conn,
+        "task_updated",
+        after,
+        actor=actor,
+        now_us=now_us,
+        before=rows.replaced(task, after),
+        fields=sorted(changed),
+        reason=reason,
+    )
     return _wait_anew(conn, after, actor=actor, now_us=now_us) if "depends_on" in changed else after
+
+
+def refuse_others(conn: Connection, *, task_id: str, acts_for: str | None, actor: str) -> None:
+    """Raise Forbidden when the caller acts for one orchestrator alone, and the task is neither its nor made by it."""
+    if acts_for is None:
+        return
+    task = rows.get_to_change(conn, task_id)
+    if task.created_by != actor:
+        lease.refuse_others(task, acts_for=acts_for)
+
+
+def refuse_own_yes(conn: Connection, *, task_id: str, acts_for: str | None) -> None:
+    """Raise Forbidden when an orchestrator would put back in line what waits for somebody else's yes."""
+    if acts_for is None:
+        return
+    task = rows.get_to_change(conn, task_id)
+    if task.status == "BLOCKED" and task.blocked_reason in transitions.APPROVABLE:
+        raise Forbidden(f"{task.id}: it waits for somebody's yes, which can't come from {acts_for}")
 
 
 def at_version(conn: Connection, *, task_id: str, version: int | None) -> TaskRow:
@@ -182,7 +246,17 @@ def set_status(
     after = rows.apply(conn, task, transitions.completed(task, result=task.result, now_us=now_us), now_us=now_us)
     # Somebody else said that it is done: the attempt did not, and its own report comes too late.
     run_s = _end(conn, task, outcome="released", reason=reason, now_us=now_us)
-    rows.tell(conn, "task_done", after, actor=actor, now_us=now_us, outcome="done", reason=reason, run_s=run_s)
+    rows.tell(
+        conn,
+        "task_done",
+        after,
+        actor=actor,
+        now_us=now_us,
+        before=rows.replaced(task, after),
+        outcome="done",
+        reason=reason,
+        run_s=run_s,
+    )
     dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return Changed(task=after, stopped=rows.stopped(task))
 
@@ -215,10 +289,12 @@ def retry(
     return create.create_task(conn, new=again, dispatch=dispatch, actor=actor, now_us=now_us)
 
 
-def progress(conn: Connection, *, task_id: str, token: str, message: str, actor: str, now_us: int) -> TaskRow:
+def progress(
+    conn: Connection, *, task_id: str, token: str, message: str, actor: str, now_us: int, acts_for: str | None = None
+) -> TaskRow:
     """The running attempt says how it goes: an event, nothing more. LeaseLost when the token is an old one."""
     task = rows.get_to_change(conn, task_id)
-    lease.fence(task, token)
+    lease.fence(task, token, acts_for=acts_for)
     rows.tell(conn, "task_progress", task, actor=actor, now_us=now_us, message=message)
     return task
 
@@ -257,7 +333,7 @@ def _free(
         values["depends_on"] = [one for one in task.depends_on if one not in cancelled]
         dependencies.rewrite(conn, task.id, values["depends_on"])
     after = rows.apply(conn, task, transitions.Change(values), now_us=now_us)
-    rows.tell(conn, kind, after, actor=actor, now_us=now_us, reason=reason)
+    rows.tell(conn, kind, after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason)
     return after
 
 
@@ -295,13 +371,17 @@ def _wait_anew(conn: Connection, task: TaskRow, *, actor: str, now_us: int) -> T
     if condition is not None and task.status == "TODO":
         change = transitions.blocked(task, reason="dependency", condition=condition)
         after = rows.apply(conn, task, change, now_us=now_us)
-        rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=condition)
+        rows.tell(
+            conn, "task_blocked", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=condition
+        )
         return after
     if condition is not None and task.blocked_reason in ("quota", "budget"):
         # Time alone would put it in line; from now on it waits for more than that.
         change = transitions.Change({"blocked_reason": "dependency", "condition": condition, "ripens_at_us": None})
         after = rows.apply(conn, task, change, now_us=now_us)
-        rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, reason=condition)
+        rows.tell(
+            conn, "task_blocked", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=condition
+        )
         return after
     if condition is not None and waits and condition != task.condition:
         return rows.apply(conn, task, transitions.edited(condition=condition), now_us=now_us)

@@ -23,12 +23,13 @@ _DELETE_TAGS = task_tags.delete().where(task_tags.c.task == sa.bindparam("of_tas
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A task to be made, and by which rules."""
+    """A task to be made, and by which rules. `by`: see outbox.CALLER."""
 
     new: NewTask
     dispatch: Dispatch
     actor: str
     now_us: int
+    by: dict[str, str | None] | None = None
 
 
 def create_task(conn: Connection, *, new: NewTask, dispatch: Dispatch, actor: str, now_us: int) -> TaskRow:
@@ -56,7 +57,14 @@ def create_all(conn: Connection, orders: Sequence[Order]) -> list[TaskRow | Exce
         task, decision = _made(conn, order, waits)
         answers.append(task)
         told.append(
-            rows.event("task_created", task, actor=order.actor, now_us=order.now_us, routed_because=decision.reason)
+            rows.event(
+                "task_created",
+                task,
+                actor=order.actor,
+                now_us=order.now_us,
+                routed_because=decision.reason,
+                by=order.by,
+            )
         )
     made = [answer for answer in answers if isinstance(answer, TaskRow)]
     if made:

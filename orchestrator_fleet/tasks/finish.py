@@ -17,7 +17,7 @@ from orchestrator_fleet.clock import SECOND_US, to_rfc3339
 from orchestrator_fleet.errors import Invalid, LeaseLost, NotFound, TaskError
 from orchestrator_fleet.store import outbox
 from orchestrator_fleet.store.schema import attempts as table
-from orchestrator_fleet.tasks import attempts, backoff, dependencies, holds, rows, spending, transitions
+from orchestrator_fleet.tasks import attempts, backoff, dependencies, holds, lease, rows, spending, transitions
 from orchestrator_fleet.tasks.backoff import RetryPolicy
 from orchestrator_fleet.tasks.task import FINAL, MAX_ERROR_CHARS, TaskRow
 from orchestrator_fleet.wire.link import MAX_RESULT_BYTES, MAX_USED, Usage
@@ -36,7 +36,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     `outcome` is one of REPORTED. failed, timeout and crashed are tried again after a backoff by `retry_of` (policy by
     orchestrator; `roll` 0..1 is its randomness) until the task's `max_attempts` are spent; failed_for_good is not.
     released and quota do not count; quota waits until `until_us` (None: QUOTA_WAIT_S; at most MAX_QUOTA_WAIT_S), and
-    its orchestrator with it.
+    its orchestrator with it. `acts_for` is the only orchestrator that the reporter may speak for, None: any. `by`:
+    see outbox.CALLER.
     """
 
     task_id: str
@@ -51,6 +52,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     usage: Usage | None = None
     until_us: int | None = None
+    acts_for: str | None = None
+    by: dict[str, str | None] | None = None
 
 
 def finish(
@@ -125,6 +128,7 @@ def _weigh(conn: Connection, task: TaskRow | None, report: Report, *, now_us: in
         raise NotFound(f"there is no task {report.task_id}")
     if task.token != report.token:
         return _repeated(conn, task, report.token, report.outcome)
+    lease.refuse_others(task, acts_for=report.acts_for)
     return _Good(report, task, _decide(task, report, now_us=now_us))
 
 
@@ -189,6 +193,7 @@ def _events(report: Report, ended: attempts.Ended, after: TaskRow, *, run_s: flo
             error=ended.error,
             run_s=run_s,
             usage=ended.usage,
+            by=report.by,
         )
     ]
     if after.status == "BLOCKED":

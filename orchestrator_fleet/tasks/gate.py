@@ -157,6 +157,11 @@ def look(
     )
 
 
+def claims_of(orchestrator: str) -> str:
+    """The lock that claims for an orchestrator take, where a count of what runs binds them."""
+    return f"claim:{orchestrator}"
+
+
 def hold(conn: Connection, asks: Iterable[Ask]) -> None:
     """Let nobody else claim for these orchestrators, or on these machines, where a count of what runs binds.
 
@@ -166,7 +171,7 @@ def hold(conn: Connection, asks: Iterable[Ask]) -> None:
     for ask in asks:
         own = ask.rules.of(ask.orchestrator)
         if own.sessions_max is not None or own.budget is not None or ask.sessions_max is not None:
-            names.add(f"claim:{ask.orchestrator}")
+            names.add(claims_of(ask.orchestrator))
         if ask.machine in ask.rules.sessions_on:
             names.add(f"machine:{ask.machine}")
     locks.hold(conn, *sorted(names))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import SECOND_US
-from orchestrator_fleet.errors import LeaseLost
+from orchestrator_fleet.errors import Forbidden, LeaseLost
 from orchestrator_fleet.store import counters, locks
 from orchestrator_fleet.store.schema import RUNNING, tasks
 from orchestrator_fleet.store.schema import attempts as table
@@ -140,20 +140,29 @@ def _task(one: Held) -> str:
     return one.task
 
 
-def heartbeat(conn: Connection, *, task_id: str, token: str, lease_s: float, now_us: int) -> TaskRow:
+def heartbeat(
+    conn: Connection, *, task_id: str, token: str, lease_s: float, now_us: int, acts_for: str | None = None
+) -> TaskRow:
     """A beat for one task; LeaseLost when it is no longer the caller's, NotFound when there is none such."""
     task = rows.get_to_change(conn, task_id)
-    fence(task, token)
+    fence(task, token, acts_for=acts_for)
     beat(conn, held=[Held(task=task_id, token=token)], lease_s=lease_s, now_us=now_us)
     return rows.get(conn, task_id)
 
 
-def fence(task: TaskRow, token: str) -> None:
-    """Raise LeaseLost unless `token` is the running attempt's."""
+def fence(task: TaskRow, token: str, *, acts_for: str | None = None) -> None:
+    """Raise LeaseLost unless `token` is the running attempt's; Forbidden when it is of another than `acts_for`."""
     if task.token is None or task.token != token:
         raise LeaseLost(
             f"{task.id}: this token is not the running attempt's (it is {task.status}); stop, and drop what you have"
         )
+    refuse_others(task, acts_for=acts_for)
+
+
+def refuse_others(task: TaskRow, *, acts_for: str | None) -> None:
+    """Raise Forbidden when a caller that acts for one orchestrator alone (None: for any) means another's task."""
+    if acts_for is not None and task.orchestrator != acts_for:
+        raise Forbidden(f"{task.id}: it is another's; the key of {acts_for} acts for {acts_for} alone")
 
 
 def expire_leases(conn: Connection, *, now_us: int, actor: str = "system") -> list[TaskRow]:

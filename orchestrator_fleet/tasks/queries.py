@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,16 +10,16 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from orchestrator_fleet.errors import Invalid
 from orchestrator_fleet.store import counters
 from orchestrator_fleet.store.outbox import Event
 from orchestrator_fleet.store.schema import CLAIMABLE, attempts, events, task_tags, tasks
 from orchestrator_fleet.tasks import line, ripen, rows
 from orchestrator_fleet.tasks.task import PRIORITIES, TaskRow
+from orchestrator_fleet.wire import cursor as cursors
+from orchestrator_fleet.wire.cursor import SAME_SORT
 
 MAX_LIMIT = 100
 MAX_EVENTS = 1_000
-MAX_CURSOR_CHARS = 1_000
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 NoNul = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Sort = Literal["claim", "priority", "due_at", "created_at", "updated_at"]
@@ -120,7 +118,7 @@ def list_tasks(
     more = len(found) > limit
     kept = found[:limit]
     width = len(rows.COLUMNS)
-    next_cursor = _write_cursor(_Cursor(sort, descending, as_of_us, list(kept[-1][width:]))) if more else None
+    next_cursor = cursors.write(_Cursor(sort, descending, as_of_us, list(kept[-1][width:]))) if more else None
     return Page(rows=tuple(TaskRow(*row[:width]) for row in kept), total=total, next_cursor=next_cursor)
 
 
@@ -252,20 +250,10 @@ def _where(filters: Filters) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _write_cursor(cursor: _Cursor) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
-
-
 def _read_cursor(text: str, *, sort: str, descending: bool) -> _Cursor:
-    wrong = Invalid([("cursor", "it is not a cursor of this list; take `next_cursor` of a page with the same sort")])
-    if len(text) > MAX_CURSOR_CHARS:
-        raise wrong
-    try:
-        cursor = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_Cursor)
-    except (binascii.Error, ValueError):
-        raise wrong from None
+    cursor: _Cursor = cursors.read(text, _Cursor, of=SAME_SORT)
     widths = {"claim": 4, "priority": 4, "due_at": 3, "created_at": 2, "updated_at": 2}
     shape = [int] * (widths[sort] - 1) + [str]
     if (cursor.sort, cursor.descending) != (sort, descending) or [type(value) for value in cursor.key] != shape:
-        raise wrong
+        raise cursors.wrong(of=SAME_SORT)
     return cursor

@@ -3,9 +3,9 @@
     ids = astray(conn, dispatch, rules_changed=...)       which tasks may belong elsewhere now
     again(conn, ids[:BATCH], dispatch=..., now_us=...)     those that still do are moved, each with its event
 
-A task that an attempt was made of stays where it is, and so does one that names its orchestrator or that a person
-assigned, and one that no rule takes any more: somebody has it, which is better than nobody. Only when its orchestrator
-is not declared any more does any task that waits move.
+A task that an attempt was made of stays where it is, and so does one that names its orchestrator, that a person
+assigned or an orchestrator passed on, and one that no rule takes any more: somebody has it, which is better than
+nobody. Only when its orchestrator is not declared any more does any task that waits move.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator_fleet.store import counters, outbox
 from orchestrator_fleet.store.schema import tasks
 from orchestrator_fleet.tasks import rows, transitions, view
 from orchestrator_fleet.tasks.dispatch import Dispatch
-from orchestrator_fleet.tasks.routing import ASSIGNED, EXPLICIT, Decision
+from orchestrator_fleet.tasks.routing import NAMED, Decision
 from orchestrator_fleet.tasks.task import TaskRow
 from orchestrator_fleet.tasks.transitions import Change
 
@@ -34,7 +34,7 @@ _ROUTED = sa.select(tasks.c.id).where(
     _WAITS,
     tasks.c.orchestrator.is_not(None),
     tasks.c.attempt == 0,
-    tasks.c.route.not_in((EXPLICIT, ASSIGNED)),
+    tasks.c.route.not_in(sorted(NAMED)),
 )
 
 
@@ -104,7 +104,7 @@ def again(
 def _may_move(task: TaskRow) -> bool:
     """Whether another rule may take it from its orchestrator, who is there: see the top."""
     waits = task.status == "TODO" or task.blocked_reason == "dependency"
-    return waits and task.attempt == 0 and task.route not in (None, EXPLICIT, ASSIGNED)
+    return waits and task.attempt == 0 and task.route is not None and task.route not in NAMED
 
 
 def _moved(task: TaskRow, decision: Decision) -> Change:

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from orchestrator_fleet.spec import expressions
 
-EXPLICIT, ASSIGNED = "explicit", "assigned"  # what stands for a rule's name where a task or a person named somebody
+# What stands for a rule's name where a task, a person or an orchestrator named somebody: no rule takes that back.
+EXPLICIT, ASSIGNED, DELEGATED, HANDED_OFF, RETURNED = "explicit", "assigned", "delegated", "handed_off", "returned"
+NAMED = frozenset({EXPLICIT, ASSIGNED, DELEGATED, HANDED_OFF, RETURNED})
 TURNING = frozenset({"round-robin", "weighted"})
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {

@@ -5,7 +5,7 @@ What runs at every claim and finish takes many rows at once, and costs a fixed n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +26,11 @@ _WIDTH = len(COLUMNS)
 
 _ONE = sa.select(*COLUMNS).where(tasks.c.id == sa.bindparam("id"))
 _LOOK = Statement(_ONE)
+_SOME = sa.select(*COLUMNS).where(any_of(tasks.c.id, "ids")).order_by(tasks.c.id)
+_LOOK_SOME = Statement(_SOME)
 _HOLD = Statement(_ONE.with_for_update())
-_HOLD_SOME = Statement(sa.select(*COLUMNS).where(any_of(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update())
+_HOLD_SOME = Statement(_SOME.with_for_update())
+_ALWAYS_MOVES = frozenset({"updated_at", "version"})
 _INSERT = Statement(tasks.insert(), sets=TaskRow.__struct_fields__)
 _UPDATE = tasks.update().where(tasks.c.id == sa.bindparam("key"), tasks.c.version == sa.bindparam("seen"))
 
@@ -40,6 +43,13 @@ def read(row: Sequence[Any]) -> TaskRow:
 def get(conn: Connection, task_id: str) -> TaskRow:
     """The task; NotFound when there is none."""
     return _found(conn, _LOOK, task_id)
+
+
+def get_all(conn: Connection, task_ids: Iterable[str]) -> dict[str, TaskRow]:
+    """Those of the tasks that there are, by id, in the order of their ids."""
+    wanted = sorted({one for one in task_ids if "\0" not in one})
+    found = _LOOK_SOME.rows(conn, {"ids": wanted}) if wanted else ()
+    return {task.id: task for task in (TaskRow(*row) for row in found)}
 
 
 def get_to_change(conn: Connection, task_id: str) -> TaskRow:
@@ -86,6 +96,12 @@ def apply_all(conn: Connection, changes: Sequence[tuple[TaskRow, Change]], *, no
 @lru_cache(maxsize=256)
 def _update(columns: tuple[str, ...]) -> Statement:
     return Statement(_UPDATE, sets=columns)
+
+
+def replaced(before: TaskRow, after: TaskRow) -> dict[str, Any]:
+    """What a change has replaced, as the API shows it: the audit's `before`; what the change itself wrote is `task`."""
+    was, now = view.to_json(before), view.to_json(after)
+    return {name: value for name, value in was.items() if value != now.get(name) and name not in _ALWAYS_MOVES}
 
 
 def tell(conn: Connection, kind: str, task: TaskRow, *, actor: str, now_us: int, **data: Any) -> None:

@@ -73,6 +73,7 @@ class TaskRow(msgspec.Struct, frozen=True):
     parked_by: str | None = None
     counts_on: list[list[str]] | None = None
     over_budget: bool = False
+    coordinated: bool = False
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator_fleet.clock import SECOND_US, to_rfc3339
-from orchestrator_fleet.store.schema import CLAIMABLE, RUNNING, attempts, limit_uses, tasks
+from orchestrator_fleet.store.schema import CLAIMABLE, RUNNING, attempts, coordinations, limit_uses, tasks
 from orchestrator_fleet.tasks import gate, limits, line, queries, rows
 from orchestrator_fleet.tasks.gate import Gate
 from orchestrator_fleet.tasks.rules import Limit, Rules
@@ -66,6 +66,16 @@ _STATUSES = (
     sa.select(tasks.c.id, tasks.c.status, tasks.c.title)
     .where(tasks.c.id.in_(sa.bindparam("ids", expanding=True)), tasks.c.status != "DONE")
     .order_by(tasks.c.id)
+)
+_ASKED = (
+    sa.select(coordinations.c.target, coordinations.c.hop, coordinations.c.expires_at_us)
+    .where(
+        coordinations.c.task == sa.bindparam("of"),
+        coordinations.c.kind == "escalation",
+        coordinations.c.state == "pending",
+    )
+    .order_by(coordinations.c.created_at_us.desc(), coordinations.c.id.desc())
+    .limit(1)
 )
 _LINE = (
     sa.select(sa.func.count()).select_from(tasks).where(tasks.c.orchestrator == sa.bindparam("of"), sa.text(CLAIMABLE))
@@ -246,7 +256,7 @@ def _running(conn: Connection, task: TaskRow) -> Hold:
 def _own(conn: Connection, task: TaskRow, *, now_us: int) -> list[Hold]:
     """What the task's own row says."""
     if task.status == "BLOCKED":
-        return [_blocked(conn, task)]
+        return [_escalated(conn, task) if task.blocked_reason == "escalation" else _blocked(conn, task)]
     if task.wakes_at_us is None or task.wakes_at_us <= now_us:
         return []
     after = "its last attempt failed; it is tried again" if task.failures else "it is not to begin"
@@ -260,9 +270,8 @@ def _blocked(conn: Connection, task: TaskRow) -> Hold:
     match task.blocked_reason:
         case "dependency":
             return _dependency(conn, task)
-        case "approval" | "escalation":
-            reason = f"{said or f'it waits for an {task.blocked_reason}'}; approve or reject it"
-            return Hold(kind=task.blocked_reason, reason=reason)
+        case "approval":
+            return Hold(kind="approval", reason=f"{said or 'it waits for an approval'}; approve or reject it")
         case "quota":
             return Hold(kind="quota", reason=said or "a provider's quota is spent", until_us=task.ripens_at_us)
         case "budget":
@@ -272,6 +281,22 @@ def _blocked(conn: Connection, task: TaskRow) -> Hold:
             evidence = {"failures": task.failures, "max_attempts": task.max_attempts, "error": task.error}
             return Hold(kind="attempts_exhausted", reason=f"{said}; retry it to try again", evidence=evidence)
     return Hold(kind="manual", reason=f"{said or 'somebody blocked it'}; unblock it")
+
+
+def _escalated(conn: Connection, task: TaskRow) -> Hold:
+    """Who is asked, and when the next one is. That is not when it ends: `until_us` would say so."""
+    said = task.condition or "it waits for an escalation"
+    asked = conn.execute(_ASKED, {"of": task.id}).first()
+    if asked is None:
+        return Hold(kind="escalation", reason=f"{said}; approve or reject it")
+    target, level, next_us = asked
+    next_at = None if next_us is None else to_rfc3339(next_us)
+    then = "" if next_at is None else f"; the next one is asked at {next_at}"
+    return Hold(
+        kind="escalation",
+        reason=f"{said}{then}; approve or reject it",
+        evidence={"asked": target, "level": level, "next_level_at": next_at},
+    )
 
 
 def _dependency(conn: Connection, task: TaskRow) -> Hold:
@@ -380,13 +405,13 @@ def _starts_at(holds: Sequence[Hold], place: Place | None, pace: Pace | None, *,
         return None
     from_us = max((hold.until_us for hold in holds if hold.until_us is not None), default=now_us)
     limited = [hold for hold in holds if hold.kind == "limit" and hold.until_us is None]
-    waits_s = [_behind_line(place, pace), *(_behind_limit(hold, pace) for hold in limited)]
+    waits_s = [behind_line(0 if place is None else place.ahead, pace), *(_behind_limit(hold, pace) for hold in limited)]
     known = [one for one in waits_s if one is not None]
     return None if len(known) < len(waits_s) else from_us + round(max(known) * SECOND_US)
 
 
-def _behind_line(place: Place | None, pace: Pace) -> float | None:
-    ahead = 0 if place is None else place.ahead
+def behind_line(ahead: int, pace: Pace) -> float | None:
+    """How long the `ahead` before it take until a place is free, in seconds; None when nobody knows. Pure."""
     if pace.slots is None:
         return 0.0 if ahead == 0 else None
     too_many = ahead - max(0, pace.slots - pace.running)

@@ -60,6 +60,17 @@ class Switch(_Request, frozen=True, tag="switch"):
     restart: tuple[str, ...] = ()
 
 
+class Restart(_Request, frozen=True, tag="restart"):
+    """Restart these programs through supervisord, under the generation that is current.
+
+    Their sessions go on, for the next process to adopt. Refused as `not_running`, with nothing done, where there is no
+    supervisord or it lacks one of them.
+    """
+
+    token: int
+    programs: tuple[str, ...]
+
+
 class Confirm(_Request, frozen=True, tag="confirm"):
     """The generation is healthy: it is the last good one from now on."""
 
@@ -88,7 +99,7 @@ class Destroy(_Request, frozen=True, tag="destroy"):
     token: int
 
 
-Request = Observe | Acquire | Release | Stage | Switch | Confirm | Reject | Prune | Destroy
+Request = Observe | Acquire | Release | Stage | Switch | Restart | Confirm | Reject | Prune | Destroy
 
 
 class DaemonKey(msgspec.Struct, kw_only=True, frozen=True):
@@ -175,7 +186,7 @@ class Done(msgspec.Struct, kw_only=True, frozen=True, tag="done"):
 
 
 class Refusal(msgspec.Struct, kw_only=True, frozen=True, tag="refusal"):
-    """It is not done: `code` is lease_held, fenced, not_staged or failed."""
+    """It is not done: `code` is lease_held, fenced, not_staged, not_running or failed."""
 
     code: str
     problem: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from orchestrator_fleet.ids import NAME_PATTERN
 from orchestrator_fleet.keys import Scope
-from orchestrator_fleet.wire.http import MAX_BATCH, NO_NUL, Body, Instant, Name, Priority, Reason, TaskId
+from orchestrator_fleet.wire.http import MAX_BATCH, NO_NUL, Body, Instant, Name, Priority, Reason, TaskId, Word
 
 MAX_CHARTER_CHARS = 200_000
 MAX_NOTE_CHARS = 10_000
@@ -21,22 +21,35 @@ Note = Annotated[str, Meta(max_length=MAX_NOTE_CHARS, pattern=NO_NUL)]
 Content = Annotated[str, Meta(min_length=1, max_length=MAX_MESSAGE_CHARS, pattern=NO_NUL)]
 Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=NO_NUL)]
 Words = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_NUL)]
+# `$` alone is also before a line's end, and who is none of the declared is taken as it stands.
+_END = r"$(?!\n)"
 # An orchestrator, or a person.
-Target = Annotated[str, Meta(pattern=f"^(human:)?{NAME_PATTERN}$")]
+Target = Annotated[str, Meta(pattern=f"^(human:)?{NAME_PATTERN}{_END}")]
 # An orchestrator, a person or a channel.
-Recipient = Annotated[str, Meta(pattern=f"^((human:|person:)?{NAME_PATTERN}|#[a-z0-9][a-z0-9_-]{{0,79}})$")]
+Recipient = Annotated[str, Meta(pattern=f"^((human:|person:)?{NAME_PATTERN}|#[a-z0-9][a-z0-9_-]{{0,79}}){_END}")]
 Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=20)]
 Context = dict[str, Any]
 Roles = dict[str, Words]
 Labels = dict[str, Annotated[str, Meta(max_length=200)]]
 Action = Literal["activate", "deactivate", "pause", "resume", "restart", "drain", "stop_sessions"]
+# The order of a list: what may do harm now comes first.
+ConflictType = Literal[
+    "double_ownership",
+    "dependency_deadlock",
+    "delegation_loop",
+    "same_branch",
+    "over_capacity",
+    "deadline_collision",
+]
+Range = Literal["24h", "7d", "30d", "90d", "all"]
+Bucket = Literal["hour", "day", "week", "month"]
 
 
 class CreateKey(Body, frozen=True):
     """A key of an orchestrator. `name` is for people and stands in the commit's message."""
 
     name: Words | None = None
-    scopes: Scopes = ["tasks:read", "tasks:work"]
+    scopes: Scopes = field(default_factory=lambda: ["tasks:read", "tasks:work"])
     expires_in_days: Annotated[int, Meta(ge=1, le=MAX_EXPIRY_DAYS)] | None = None
     reason: Reason = ""
 
@@ -105,6 +118,12 @@ class Converse(Body, frozen=True):
     thread: TaskId | None = None
 
 
+class Seen(Body, frozen=True):
+    """These notices were read from the inbox."""
+
+    ids: Annotated[list[TaskId], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
 class PostStatus(Body, frozen=True):
     """A status update: kept, streamed, and for `channel` sent there."""
 
@@ -126,7 +145,7 @@ class Selector(Body, frozen=True):
     """Which orchestrators: all of these labels, and of one of these disciplines."""
 
     labels: Labels = {}
-    discipline: Annotated[list[Name], Meta(max_length=MAX_BATCH)] | Name | None = None
+    discipline: Annotated[list[Word], Meta(max_length=MAX_BATCH)] | Word | None = None
 
 
 class BulkVps(Body, frozen=True):
@@ -137,6 +156,14 @@ class BulkVps(Body, frozen=True):
     selector: Selector | None = None
     reason: Reason = ""
     dry_run: bool = False
+
+
+class ApplyFleet(Body, frozen=True):
+    """Make the machines match the fleet's files: all, or `only` these and the control plane."""
+
+    only: Annotated[list[Name], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+    dry_run: bool = False
+    allow_deletes: bool = False
 
 
 class ResolveConflict(Body, frozen=True):

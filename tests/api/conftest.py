@@ -1,4 +1,4 @@
-"""A running control plane for whoever needs one."""
+"""A running control plane for whoever needs one, on either store."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 from serving import ControlPlane
+
+# The routes of tasks answer the same on both stores.
+ON_BOTH_STORES = {"test_tasks", "test_contract", "test_bulk", "test_backlog", "test_pauses", "test_own_tasks"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of ON_BOTH_STORES that share a control plane with one on each."""
+    if "shared" in metafunc.fixturenames and metafunc.module.__name__ in ON_BOTH_STORES:
+        metafunc.parametrize("shared", ["sqlite", "postgresql"], indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -18,8 +27,12 @@ def control_plane(tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane for tests that change nothing of it but tasks."""
-    plane = ControlPlane(tmp_path_factory.mktemp("shared") / "home").start()
+    store = ""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        store = server.empty()
+    plane = ControlPlane(tmp_path_factory.mktemp("shared") / "home", store=store).start()
     yield plane
     plane.close()

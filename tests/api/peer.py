@@ -19,11 +19,12 @@ A = TypeVar("A")
 
 
 class Peer:
-    """One connection. Pushed messages are kept in `pushed` while an answer is awaited."""
+    """One connection. What is pushed while an answer is awaited is kept, in `pushed` and in `notices`."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.pushed: list[wire.Cancel] = []
+        self.notices: list[wire.Notice] = []
         self._ids = itertools.count(1)
 
     async def send(self, message: Any) -> int:
@@ -45,6 +46,9 @@ class Peer:
             if isinstance(answer, wire.Cancel):
                 self.pushed.append(answer)
                 continue
+            if isinstance(answer, wire.Notice):
+                self.notices.append(answer)
+                continue
             assert answer.id == number
             assert isinstance(answer, kind), answer
             return answer
@@ -52,10 +56,26 @@ class Peer:
     async def cancelled(self) -> wire.Cancel:
         """The next Cancel that is pushed."""
         while not self.pushed:
-            answer = await self.receive()
-            assert isinstance(answer, wire.Cancel), answer
-            self.pushed.append(answer)
+            await self._take_push()
         return self.pushed.pop(0)
+
+    async def told(self) -> wire.Notice:
+        """The next Notice that is pushed."""
+        while not self.notices:
+            await self._take_push()
+        return self.notices.pop(0)
+
+    async def noticed(self, *notices: wire.Notice) -> None:
+        """Say that these are kept."""
+        await self.send(wire.Noticed(notices=tuple(notice.notice for notice in notices)))
+
+    async def _take_push(self) -> None:
+        answer = await self.receive()
+        if isinstance(answer, wire.Notice):
+            self.notices.append(answer)
+            return
+        assert isinstance(answer, wire.Cancel), answer
+        self.pushed.append(answer)
 
     async def claim(self, *, limit: int = 1, wait_s: float = 10.0) -> tuple[wire.Grant, ...]:
         """Ask for tasks."""

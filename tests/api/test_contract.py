@@ -17,10 +17,12 @@ HOSTILE_VALUES = """
 import gc, msgspec
 from orchestrator_fleet.api.bodies import from_dict
 from orchestrator_fleet.errors import Invalid
-from orchestrator_fleet.wire import http
+from orchestrator_fleet.wire import http, vps
 values = [None, 1, -1, 1.5, True, "x", "TODO", "2026-01-01T00:00:00Z", [], ["TODO"], [1], [["x"]], {}, {"a": 1}]
 values.append({field: ["x"] for field in http.TaskFilter.__struct_fields__})
-for kind in [one for one in vars(http).values() if isinstance(one, type) and issubclass(one, http.Body)]:
+values.append({"labels": {"a": "b"}, "discipline": ["x"]})
+named = [*vars(http).values(), *vars(vps).values()]
+for kind in [one for one in named if isinstance(one, type) and issubclass(one, http.Body)]:
     for value in values:
         for _ in range(20):
             try:

@@ -189,9 +189,9 @@ def test_a_key_sees_what_it_may(shared: ControlPlane) -> None:
         shared.json("POST", "/api/vps/vp-b/deactivate")
         shared.add("seen by one", orchestrator="vp-b")
         shared.json("POST", "/api/vps/vp-b/activate")
-        until(lambda: of_tasks.kinds and len(of_fleet.kinds) == 2, "the events")
+        until(lambda: of_tasks.kinds and len(of_fleet.kinds) == 4, "the events")
     assert of_tasks.kinds == ["task_created"]
-    assert of_fleet.kinds == ["orchestrator_paused", "orchestrator_resumed"]
+    assert of_fleet.kinds == ["orchestrator_paused", "action_ended", "orchestrator_resumed", "action_ended"]
     assert problem(shared.ask("GET", "/api/events", key="tasks:work")) == (403, "missing_scope")
     drain(shared, "vp-b")
 

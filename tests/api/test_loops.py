@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_fleet.api import govern, loops
+from orchestrator_fleet.api import govern, loops, vp_routes
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.clock import SECOND_US, FrozenClock
 from orchestrator_fleet.errors import StoreError
@@ -41,6 +41,7 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
         store=store,
         control=under(SPEC),
         control_root=tmp_path,
+        fleet_file=tmp_path / "fleet.yaml",
         clock=FrozenClock(),
         history=SimpleNamespace(),  # type: ignore[arg-type] # nobody asks it
         machines=lambda _: tmp_path,
@@ -50,7 +51,11 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
 
 def under(spec: dict[str, Any]) -> Any:
     return SimpleNamespace(
-        generation="g", orchestrators=spec["orchestrators"], dispatch=Dispatch.of_spec(spec), rules=Rules.of_spec(spec)
+        generation="g",
+        orchestrators=spec["orchestrators"],
+        dispatch=Dispatch.of_spec(spec),
+        rules=Rules.of_spec(spec),
+        doc=SimpleNamespace(spec=spec, placements={}, charters={}),
     )
 
 
@@ -300,3 +305,15 @@ def test_who_gets_another_budget_is_not_held_by_the_one_before(plane: Plane) -> 
     plane.store.write_sync(lambda c: c.execute(tasks.update().values(**held)))
     asyncio.run(govern.begin_anew(plane, after, before=before))
     assert [of(plane, grant).ripens_at_us for grant in grants] == [now_us, until_us]
+
+
+def test_an_orchestrator_that_goes_while_it_is_looked_at_is_shown_as_it_was(plane: Plane) -> None:
+    """Another generation comes into force between the question and what the store says."""
+
+    async def story() -> list[dict[str, Any]]:
+        asked = asyncio.ensure_future(vp_routes.look(plane, ["vp-a", "vp-b"]))
+        await asyncio.sleep(0)  # it has begun
+        plane.control = under({**SPEC, "orchestrators": {"vp-a": {}}})
+        return await asked
+
+    assert [one["id"] for one in asyncio.run(story())] == ["vp-a", "vp-b"]

@@ -18,7 +18,7 @@ from orchestrator_fleet.api.rate import Rate
 from orchestrator_fleet.api.waiters import Waiters
 from orchestrator_fleet.clock import SECOND_US, FrozenClock
 from orchestrator_fleet.orchestrators import presence
-from orchestrator_fleet.orchestrators.access import Denied, KnownKey, check, declared
+from orchestrator_fleet.orchestrators.access import Denied, KnownKey, Shown, check, declared
 from orchestrator_fleet.orchestrators.presence import Seen
 from orchestrator_fleet.wire.http import BulkTasks, CompleteTask, CreateTask
 
@@ -71,15 +71,17 @@ def test_a_key_is_good_until_the_moment_it_expires() -> None:
     )
 
     def at(seconds: int, text: str = minted.text) -> KnownKey | Denied:
-        return check(text, rings=(ring, {}), now_us=NOW_US + seconds * SECOND_US)
+        shown = Shown.of(text)
+        return check(shown, shown.among((ring, {})), now_us=NOW_US + seconds * SECOND_US)
 
     assert at(9) == ring[minted.id]
     assert at(10) == Denied("expired")
     assert at(20) == Denied("revoked")
     assert at(0, other.text) == Denied("unknown")
     assert at(0, minted.text[:-1]) == Denied("malformed")
-    stolen = {minted.id: replace(ring[minted.id], sha256=other.sha256)}
-    assert check(minted.text, rings=(stolen,), now_us=NOW_US) == Denied("unknown")
+    stolen = replace(ring[minted.id], sha256=other.sha256)
+    assert check(Shown.of(minted.text), stolen, now_us=NOW_US) == Denied("unknown")
+    assert check(Shown.of(minted.text), ring[minted.id], now_us=NOW_US, revoked={minted.id}) == Denied("revoked")
 
 
 def test_a_rate_admits_a_burst_and_then_its_pace() -> None:
@@ -90,6 +92,7 @@ def test_a_rate_admits_a_burst_and_then_its_pace() -> None:
     assert rate.admit("b")
     clock.advance(0.5)
     assert [rate.admit("a"), rate.admit("a")] == [True, False]
+    assert (rate.wait_s("a"), rate.wait_s("b"), rate.wait_s("nobody")) == (0.5, 0, 0)
 
 
 def test_a_wake_between_two_looks_is_not_lost() -> None:

@@ -36,7 +36,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 def block(plane: ControlPlane, task: dict[str, Any], reason: Any) -> None:
     """Let a task wait for somebody, as no route does yet."""
-    store = open_store(f"sqlite:///{plane.state}/store.sqlite")
+    store = open_store(plane.store)
     now_us = SystemClock().now_us()
     store.write_sync(
         lambda c: life.block(

@@ -20,7 +20,10 @@ from schemathesis.specs.openapi.checks import content_type_conformance, status_c
 from serving import ControlPlane
 
 EXAMPLES = int(os.environ.get("FLEET_SCHEMATHESIS_EXAMPLES", "12"))
-ROUTES = r"^/api/(tasks|vps/\{[a-z_]+\}/(backlog|activate|deactivate))"
+ROUTES = (
+    r"^/api/(tasks|vps/bulk|vps/\{[a-z_]+\}"
+    r"/(backlog|activate|deactivate|actions|conversations|coordinations|delegate|handoff|status|inbox))"
+)
 FEWEST = 20
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 

@@ -14,6 +14,7 @@ from command_line import Run
 from orchestrator_fleet.store import outbox
 from orchestrator_fleet.store.database import open_store
 from orchestrator_fleet.store.outbox import Event
+from orchestrator_fleet.store.schema import REVISION
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def _tell(url: str) -> None:
 def test_a_store_is_made_backed_up_put_back_and_checked(run: Run, tmp_path: Path, store_file: Path) -> None:
     """Each step says what it did, in words and in JSON."""
     assert "it is not there" in run("store", "check", code=1).stderr
-    assert run("store", "migrate").stdout == "migrated from nothing to 0002\n"
-    assert json.loads(run("store", "migrate", "--json").stdout) == {"from": "0002", "to": "0002", "changed": False}
+    assert run("store", "migrate").stdout == f"migrated from nothing to {REVISION}\n"
+    assert json.loads(run("store", "migrate", "--json").stdout) == {"from": REVISION, "to": REVISION, "changed": False}
     assert run("store", "check").stdout == "ok\n"
     _tell(f"sqlite:///{store_file}")
-    assert "0 tasks, 1 event, revision 0002" in run("store", "backup", "copy.sqlite").stdout
+    assert f"0 tasks, 1 event, revision {REVISION}" in run("store", "backup", "copy.sqlite").stdout
     assert "it is there already" in run("store", "backup", "copy.sqlite", code=3).stderr
     _tell(f"sqlite:///{store_file}")
     assert "--force" in run("store", "restore", "copy.sqlite", code=3).stderr

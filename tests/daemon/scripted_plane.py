@@ -149,7 +149,7 @@ class ScriptedPlane:
                 self._claim = (connection, message)
                 self._hand_out()
                 return True
-            case wire.Log():
+            case wire.Log() | wire.Noticed():
                 return True
         if answer is None:
             _cut(connection)

@@ -65,6 +65,7 @@ def test_the_environment_is_exactly_what_is_declared(plane: ScriptedPlane, machi
         "FLEET_ATTEMPT": "3",
         "FLEET_RESULT": str(machine.session("task-1", 3) / "result.json"),
         "FLEET_URL": plane.url,
+        "FLEET_INBOX": str(machine.root / "run" / "vp-eng.inbox.jsonl"),
     }
 
 

@@ -16,7 +16,10 @@ import pytest
 from living_daemon import NAME, SH, LivingMachine, until
 
 from orchestrator_fleet import keys
+from orchestrator_fleet.clock import SystemClock
+from orchestrator_fleet.orchestrators import notices
 from orchestrator_fleet.store.daemon_keys import register_daemon_keys
+from orchestrator_fleet.store.database import open_store
 
 SERVE = (
     "import sys, pathlib; from orchestrator_fleet.api.serve import serve; serve(pathlib.Path(sys.argv[1]), None, None)"
@@ -140,3 +143,42 @@ def test_a_task_outlives_a_killed_daemon_and_a_restarted_control_plane(served: P
     until(lambda: served.status_of(task) == "DONE", "the task is done", 40)
     assert served.http("GET", f"/tasks/{task}")["attempt"] == 1
     assert (settled.root / "runs").read_text() == "x\n"
+
+
+def test_what_an_orchestrator_is_told_is_kept_once_over_every_kill(served: Plane, settled: LivingMachine) -> None:
+    """Of the daemon and of the control plane, while more is told all the time: in order, none lost, none twice."""
+    settled.generation()
+    settled.online()
+    store = open_store(f"sqlite:///{served.home / '.fleet' / 'store.sqlite'}")
+    told: list[str] = []
+
+    def tell(conn: Any) -> list[str]:
+        now_us = SystemClock().now_us()
+        return [
+            notices.tell(conn, orchestrator=NAME, kind="k", data={"text": "x" * 500}, actor="k-1", now_us=now_us)
+            for _ in range(40)
+        ]
+
+    def kept() -> list[str]:
+        try:
+            text = (settled.root / "run" / f"{NAME}.inbox.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        return [line.split('"')[3] for line in text.splitlines()]
+
+    for number in range(6):
+        told += store.write_sync(tell)
+        until(lambda number=number: len(kept()) > 40 * number, "some of them are kept")
+        if number % 2:
+            assert served.process is not None
+            served.process.kill()
+            served.process.wait(20)
+            served.start()
+        else:
+            settled.daemons[-1].kill()
+            settled.daemons[-1].wait(10)
+            settled.online()
+    until(lambda: len(kept()) >= len(told), "all are kept", 40)
+    until(lambda: served.http("GET", f"/vps/{NAME}/inbox")["data"] == [], "all are delivered", 40)
+    store.close()
+    assert kept() == told

@@ -216,7 +216,7 @@ def test_presence_and_machines_are_told(story: Story, history: Ingester) -> None
 def test_every_view_and_column_can_be_looked_up(history: Ingester) -> None:
     """`show tables`, `describe tasks` and the comments tell a stranger what is there."""
     assert [row[0] for row in door.ask(history, "show tables").rows if row[0] != "history_schema"] == [
-        "attempts", "events", "machines", "orchestrators", "stores", "tasks",
+        "attempts", "events", "machines", "measurements", "orchestrators", "stores", "tasks",
     ]  # fmt: skip
     without = "select view_name from duckdb_views() where not internal and comment is null"
     assert door.ask(history, without).rows == []

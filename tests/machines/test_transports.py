@@ -13,6 +13,7 @@ from orchestrator_fleet.wire.machine import (
     Prune,
     Reject,
     Release,
+    Restart,
     Switch,
 )
 
@@ -207,6 +208,7 @@ def test_every_change_needs_the_lease(either: Machine) -> None:
     for request in (
         staging(what, old),
         Switch(token=old, digest=what.digest),
+        Restart(token=old, programs=("vp-a",)),
         Confirm(token=old, digest=what.digest),
         Reject(token=old, digest=what.digest, reason="x"),
         Prune(token=old, keep=1),

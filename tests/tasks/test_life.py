@@ -516,3 +516,13 @@ def test_what_somebody_else_called_done_is_no_longer_the_attempts_to_end(desk: D
     assert desk.set_status(grant.task, "DONE").task.status == "DONE"
     with pytest.raises(LeaseLost):
         desk.finish(grant, result={"mine": 1})
+
+
+def test_json_may_hold_any_text(desk: Desk) -> None:
+    """A NUL in a result, which a session's bytes may well have, is no reason to lose it; nor one that is spelt out."""
+    odd = {"nul": "a\0b", "spelt": "\\u0000", "key\0": ['"', "\\", "\ud7ff\U0001f600"]}
+    grant = desk.run(metadata=odd)
+    after = desk.finish(grant, result=odd)
+    assert (desk.get(after).result, desk.get(after).metadata) == (odd, odd)
+    assert [event.data["task"]["metadata"] for event in desk.events(after)] == [odd] * 3
+    assert desk.events(after)[-1].data["task"]["result"] == odd

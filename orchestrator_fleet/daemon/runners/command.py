@@ -1,13 +1,14 @@
 """The `command` runner: a session is any command.
 
 argv in the session's own folder (or the workspace named in the task), the task as JSON on stdin, and an
-environment of PATH, HOME, LANG, TZ, the declared secrets and four names of ours. Nothing else is inherited.
+environment of PATH, HOME, LANG, TZ, the declared secrets and five names of ours. Nothing else is inherited.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator_fleet.daemon.folder import SessionFolder
 from orchestrator_fleet.daemon.generation import Generation
@@ -67,6 +68,7 @@ def launch(
     attempt: int,
     workspace: Workspace | None,
     secrets: Mapping[str, str],
+    inbox: Path,
     environ: Mapping[str, str],
 ) -> Launch:
     """The session of one attempt. `environ` is the daemon's own environment."""
@@ -86,5 +88,6 @@ def launch(
             "FLEET_ATTEMPT": str(attempt),
             "FLEET_RESULT": str(folder.result),
             "FLEET_URL": doc.control_url,
+            "FLEET_INBOX": str(inbox),
         },
     )

@@ -15,6 +15,7 @@ _SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """To this revision."""
+    op.add_column("tasks", sa.Column("coordinated", sa.Boolean(), server_default=sa.false(), nullable=False))
     _make_coordinations()
     _make_notices()
     _make_conversations()
@@ -60,6 +61,8 @@ def _make_coordinations() -> None:
     )
     _index("ix_coordinations_child", "coordinations", ["child"], where="child IS NOT NULL")
     _index("ix_coordinations_open", "coordinations", ["kind", "id"], where="state IN ('pending', 'accepted')")
+    _index("ix_coordinations_source", "coordinations", ["source", "created_at_us", "id"])
+    _index("ix_coordinations_target", "coordinations", ["target", "created_at_us", "id"])
     _index("ix_coordinations_task", "coordinations", ["task", "created_at_us", "id"])
 
 
@@ -78,6 +81,8 @@ def _make_notices() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_notices_id")),
         sqlite_autoincrement=True,
     )
+    _index("ix_notices_delivered", "notices", ["delivered_at_us"], where="delivered_at_us IS NOT NULL")
+    _index("ix_notices_expires", "notices", ["expires_at_us"])
     _index("ix_notices_waiting", "notices", ["orchestrator", "seq"], where="delivered_at_us IS NULL")
 
 
@@ -93,6 +98,8 @@ def _make_conversations() -> None:
         sa.ForeignKeyConstraint(["task"], ["tasks.id"], name=op.f("fk_conversations_task"), ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_conversations")),
     )
+    _index("ix_conversations_source", "conversations", ["source", "id"])
+    _index("ix_conversations_target", "conversations", ["target", "id"])
 
 
 def _make_messages() -> None:
@@ -106,6 +113,7 @@ def _make_messages() -> None:
         sa.Column("content", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("delivered_at_us", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["conversation"], ["conversations.id"], name=op.f("fk_messages_conversation"), ondelete="CASCADE"
         ),
@@ -114,6 +122,7 @@ def _make_messages() -> None:
         sqlite_autoincrement=True,
     )
     _index("ix_messages_conversation", "messages", ["conversation", "seq"])
+    _index("ix_messages_pair", "messages", ["sender", "target", "at_us"])
 
 
 def _make_status_updates() -> None:
@@ -162,6 +171,7 @@ def _make_vp_actions() -> None:
         sqlite_autoincrement=True,
     )
     _index("ix_vp_actions_orchestrator", "vp_actions", ["orchestrator", "seq"])
+    _index("ix_vp_actions_open", "vp_actions", ["orchestrator", "seq"], where="outcome IS NULL")
 
 
 def _make_conflict_resolutions() -> None:

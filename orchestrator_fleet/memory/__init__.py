@@ -1,0 +1,1 @@
+"""What orchestrators are to remember, in the live store: `write` keeps it."""
