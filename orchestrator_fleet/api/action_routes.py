@@ -21,7 +21,7 @@ from orchestrator_fleet.api.restarting import Ended, do_restart
 from orchestrator_fleet.api.task_routes import also
 from orchestrator_fleet.api.vp_routes import PATHS, check_there
 from orchestrator_fleet.clock import to_rfc3339
-from orchestrator_fleet.errors import Conflict, Forbidden, Invalid, TaskError
+from orchestrator_fleet.errors import Conflict, Invalid, TaskError
 from orchestrator_fleet.orchestrators import actions
 from orchestrator_fleet.orchestrators.actions import Kind
 from orchestrator_fleet.wire import cursor as cursors
@@ -206,7 +206,7 @@ def _selected(plane: Plane, by: Selector) -> list[str]:
 def _refusal(plane: Plane, name: str, *, acts_for: str | None) -> TaskError | None:
     """Why this one may not be acted on; whether another exists is not for an orchestrator's key to learn."""
     if acts_for not in (None, name):
-        return Forbidden(f"the key of {acts_for} acts for it alone; take a person's or a service's key")
+        return asking.for_it_alone(acts_for)
     try:
         check_there(plane, name)
     except TaskError as error:

@@ -53,9 +53,20 @@ def acts(scope: str, *, own: str | None = None) -> Guard:
         if not key.allows(scope) and not (own is not None and is_own and key.allows(own)):
             raise MissingScope(f"this needs a key with the scope {scope}")
         if key.acts_for is not None and not is_own:
-            raise Forbidden(f"the key of {key.owner} acts for it alone; take a person's or a service's key")
+            raise for_it_alone(key.owner)
 
     return guard
+
+
+def for_it_alone(owner: str) -> Forbidden:
+    """What is said to an orchestrator's own key that is used for another one, or for all."""
+    return Forbidden(f"the key of {owner} acts for it alone; take a person's or a service's key")
+
+
+def check_for_all(key: KnownKey) -> None:
+    """Raise Forbidden unless `key` acts for any orchestrator, and so for all of them."""
+    if key.acts_for is not None:
+        raise for_it_alone(key.owner)
 
 
 async def refuse_unknown_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

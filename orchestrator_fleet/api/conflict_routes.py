@@ -14,7 +14,6 @@ from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
 from orchestrator_fleet.api.vp_routes import PATHS
-from orchestrator_fleet.errors import Forbidden
 from orchestrator_fleet.orchestrators import conflict_board
 from orchestrator_fleet.orchestrators.conflict_board import Around, Board, Said
 from orchestrator_fleet.orchestrators.conflicts import TYPES
@@ -78,8 +77,7 @@ async def resolve_conflict(
     It is left out of the list from then on. When the like comes again, of other tasks or tries, that is another one.
     """
     key = request.auth
-    if key.acts_for is not None:
-        raise Forbidden(f"the key of {key.owner} acts for it alone; take a person's or a service's key")
+    asking.check_for_all(key)
     around, now_us = around_of(plane), plane.clock.now_us()
 
     def write(conn: Connection) -> Reply:

@@ -89,6 +89,7 @@ async def declare_vp(
             return answered
         done = await declaring.commit(plane, request, make=make, subject=subject, reason=reason or "")
         await _tell(plane, request, new.name, done, kind="orchestrator_declared", reason=reason)
+        _note(plane, new.name, done, saw.after)
     ran = await _applied(plane, request, done, wanted=apply)
     headers = {"Location": f"/api/vps/{new.name}"}
     reply = await _declared(plane, new.name, saw, done, ran, status=201, headers=headers)
@@ -143,6 +144,7 @@ async def replace_vp(
             return answered
         done = await declaring.commit(plane, request, make=make, subject=subject, reason=reason or "")
         await _tell(plane, request, vp, done, kind="orchestrator_changed", reason=reason)
+        _note(plane, vp, done, saw.after)
     ran = await _applied(plane, request, done, wanted=apply)
     return await once.keep(plane, ask, await _declared(plane, vp, saw, done, ran, status=200, headers={}))
 
@@ -186,6 +188,7 @@ async def remove_vp(
             plane, request, make=make, subject=f"Remove orchestrator {vp}", reason=reason or ""
         )
         await _tell(plane, request, vp, done, kind="orchestrator_removed", reason=reason)
+        _note(plane, vp, done, None)
         moved = 0 if order is None or done.branch else await _move_tasks(plane, vp, order, actor=request.auth.actor)
     ran = await _applied(plane, request, done, wanted=apply)
     if done.branch is not None:
@@ -277,6 +280,14 @@ def _short(value: Any) -> str:
 
 
 # --- acting ---------------------------------------------------------------------------------------------------
+
+
+def _note(plane: Plane, vp: str, done: Declared, after: Mapping[str, Any] | None) -> None:
+    """From now on GET shows what was committed, with the version that the next PUT has to name."""
+    if done.branch is not None:
+        return
+    plane.pending.put(vp, after)
+    plane.board = None
 
 
 async def _tell(plane: Plane, request: Asked, vp: str, done: Declared, *, kind: str, reason: str | None) -> None:

@@ -52,10 +52,14 @@ async def commit(
         author = authorship.author_of(plane, request.auth)
         return declare(plane.fleet_file, make=make, author=author, subject=subject, body=body, propose=propose)
 
+    plane.pending.look()
     try:
-        return await on_thread("declare", work)
+        done = await on_thread("declare", work)
     except SpecInvalid as wrong:
         raise Invalid([("body", str(one)) for one in wrong.diagnostics]) from None
+    if done.branch is None:
+        plane.pending.committed(done.files)
+    return done
 
 
 def tried(plane: Plane, *, now: FleetFile, entries: Entries, files: Mapping[str, str]) -> Fleet:

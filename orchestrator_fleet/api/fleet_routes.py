@@ -18,7 +18,6 @@ from orchestrator_fleet.api.asking import Asked, Cursor, Limit, OfPlane, Words, 
 from orchestrator_fleet.api.bodies import JsonBody
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden
 from orchestrator_fleet.api.task_routes import also
 from orchestrator_fleet.api.vp_routes import applied_generation
 from orchestrator_fleet.clock import to_rfc3339
@@ -130,8 +129,7 @@ async def apply_fleet(
 
     `dry_run` answers the plan alone. 409 when it must not be: somebody else applies, or a guard of the plan says no.
     """
-    if request.auth.acts_for is not None:
-        raise Forbidden(f"the key of {request.auth.owner} acts for it alone; take a person's or a service's key")
+    asking.check_for_all(request.auth)
     ask = await once.keyed(request, plane, idempotency_key)
     if (answered := await once.answered(plane, ask)) is not None:
         return answered

@@ -34,6 +34,7 @@ from orchestrator_fleet.orchestrators.keyring import Use
 from orchestrator_fleet.reconcile.declare import Change, Declaration, Declared, Edit
 from orchestrator_fleet.wire.vps import CreateKey, RotateKey
 
+NO_STORE = {"Cache-Control": "no-store"}  # a key is for who asked, and for no cache
 _KEYS = [acts("keys:write")]
 _PROPOSED = {202: also("Written to a branch; the key works once that is merged and applied.")}
 _CURSOR = re.compile(r"(k-[0-9a-f]{8})\.(.+)")
@@ -260,7 +261,7 @@ async def _give(
     then = issuing.event(
         plane, kind, actor=ask.actor, orchestrator=vp, key=told["id"], owner=vp, reason=reason or None, **data
     )
-    return await ask.answer(Reply(content=told, status=status), then=then, shows_key=True)
+    return await ask.answer(Reply(content=told, status=status, headers=NO_STORE), then=then, shows_key=True)
 
 
 async def _end(plane: Plane, found: Iterable[KnownKey], *, actor: str, reason: str | None) -> Sequence[KnownKey]:

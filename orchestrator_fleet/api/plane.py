@@ -12,6 +12,7 @@ from orchestrator_fleet.api.control import Control, current_generation, load
 from orchestrator_fleet.api.errands import Errands
 from orchestrator_fleet.api.feed import EVERYTHING, Feed
 from orchestrator_fleet.api.history import History
+from orchestrator_fleet.api.pending import Pending
 from orchestrator_fleet.api.pulse import Pulse
 from orchestrator_fleet.api.rate import Rate
 from orchestrator_fleet.api.reconciler import Reconciler
@@ -105,6 +106,7 @@ class Plane:
         self.errands = Errands()
         self.unsettled = Unsettled()
         self.revoked: Mapping[str, int] = {}
+        self.pending = Pending(fleet_file.parent)
         self.reconciler = Reconciler(fleet_file, register=self._register, applied=self.reread_control)
         self._daemon_keys: Mapping[str, KnownKey] = {}
         self._keys_read_at = float("-inf")
@@ -126,6 +128,11 @@ class Plane:
             if known is not None and (before is None or before.sha256 != known.sha256):
                 found = check(shown, known, now_us=self.clock.now_us(), revoked=self.revoked)
         return found
+
+    @property
+    def declared(self) -> Mapping[str, Mapping[str, Any]]:
+        """Orchestrators as the files have them: those in force, and what was changed here since."""
+        return self.pending.over(self.control.orchestrators)
 
     @property
     def _rings(self) -> tuple[Mapping[str, KnownKey], ...]:

@@ -77,7 +77,8 @@ async def list_vps(
 @get([f"{path}/{{vp:str}}" for path in PATHS], guards=_READ)
 async def get_vp(plane: OfPlane, vp: str) -> Response[dict[str, Any]]:
     """One orchestrator."""
-    check_there(plane, vp)
+    if vp not in plane.declared:
+        raise NotFound(f"there is no orchestrator {vp[:100]}")
     (found,) = await look(plane, [vp])
     return Response(found, headers={"ETag": f'"{found["version"]}"'})
 
@@ -126,7 +127,7 @@ async def _look_at_all(plane: Plane) -> Sequence[dict[str, Any]]:
     links = tuple((name, link.seen) for name, link in plane.links.items())
     known = (version, plane.control.generation, links, second)
     if version is None or plane.board is None or plane.board[0] != known:
-        plane.board = known, await look(plane, list(plane.control.orchestrators))
+        plane.board = known, await look(plane, list(plane.declared))
     return plane.board[1]
 
 
@@ -138,8 +139,12 @@ async def look(plane: Plane, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def shown(plane: Plane, control: Control, name: str, of: Board, *, now_us: int) -> dict[str, Any]:
-    """An orchestrator as the API shows it; `control` declares it, and may not be in force any more."""
-    spec, work = control.orchestrators[name], of.work.get(name, Work())
+    """An orchestrator as the API shows it; `control` declares it, and may not be in force any more.
+
+    `spec` is what the files have; `applied` says whether that is in force.
+    """
+    in_force = control.orchestrators.get(name)
+    spec, work = plane.declared.get(name) or in_force or {}, of.work.get(name, Work())
     link = plane.links.get(name)
     seen = link.seen if link is not None else of.seen.get(name)
     bindings = _resting(control, name, of, now_us=now_us)
@@ -150,6 +155,7 @@ def shown(plane: Plane, control: Control, name: str, of: Board, *, now_us: int) 
     return {
         "id": name,
         "spec": spec,
+        "applied": spec == in_force,
         "status": status,
         "status_reason": reason,
         "paused": _paused(of, name),

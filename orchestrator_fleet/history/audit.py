@@ -63,7 +63,8 @@ def _where(asked: Asked) -> Question:
         ("happened_at >= ?::TIMESTAMPTZ", asked.since),
     ]
     given = [(term, value) for term, value in wanted if value is not None]
-    return " AND ".join(["(data -> '$.by') IS NOT NULL", *(term for term, _ in given)]), [value for _, value in given]
+    asked_for = "(data ->> '$.by.owner') IS NOT NULL"
+    return " AND ".join([asked_for, *(term for term, _ in given)]), [value for _, value in given]
 
 
 def entry(row: Sequence[Any]) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def page(
 
 
 def to_json(one: Action) -> dict[str, Any]:
-    """As the API and its events show it."""
+    """As the API shows it, and its events with `asked_by` for `by`."""
     ended = one.ended_at_us
     return {
         "id": one.id,
@@ -270,5 +270,8 @@ def _tell(
     before: Shown | None,
     after: Shown | None,
 ) -> None:
-    told = {**to_json(one), **{name: value for name, value in (("before", before), ("after", after)) if value}}
+    shown = to_json(one)
+    # An event's own `by` says whose request wrote it: of a drain's end, nobody's.
+    told = {"asked_by": shown.pop("by"), **shown}
+    told |= {name: value for name, value in (("before", before), ("after", after)) if value}
     outbox.append(conn, Event(at_us=now_us, kind=kind, actor=actor, orchestrator=one.orchestrator, data=told))

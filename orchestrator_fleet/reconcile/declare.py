@@ -100,9 +100,12 @@ def declare(
         base = git.head()
         now = _standing(fleet_file)
         _refuse_in_use(git, fleet_file, now)
+        if not propose:
+            _refuse_lost(git)
         edits = make(Declaration(fleet=now.fleet.file, charters=now.fleet.charters, commit=base, entries=now.entries))
         draft = _drafted(git, fleet_file, edits, now)
         changes = tuple(draft.changes)
+        _refuse_unknown_charters(git, fleet_file, draft)
         if not draft.after:
             return Declared(commit=base, branch=None, diff="", files=(), changed=False, changes=())
         title = subject if isinstance(subject, str) else subject(changes)
@@ -182,6 +185,28 @@ def _refuse_in_use(git: Repository, fleet_file: Path, now: Standing) -> None:
     if untracked:
         problem = f"{git.top}: the fleet's files that git does not know: {named(untracked)}; commit them, and try again"
         raise Conflict("dirty_work_tree", problem)
+
+
+def _refuse_lost(git: Repository) -> None:
+    """Refuse where a commit would not stay: nobody's next checkout or commit may undo it unseen."""
+    if not git.on_a_branch():
+        raise Conflict("detached_head", f"{git.top}: HEAD is on no branch; check one out, and try again")
+    until = time.monotonic() + INDEX_WAIT_S
+    while (held := git.index_lock()) is not None:
+        if time.monotonic() > until:
+            cure = "try again when it is done; if none runs, it was killed: remove that file"
+            raise Conflict("busy", f"{held}: another git command holds the index; {cure}")
+        time.sleep(INDEX_RETRY_S)
+
+
+def _refuse_unknown_charters(git: Repository, fleet_file: Path, draft: Draft) -> None:
+    """Refuse an edit that names a charter which no clone of the commit would have."""
+    named_now = [f for f in draft.charters if f not in draft.after]
+    inside = [(file, git.inside(fleet_file.parent / file)) for file in named_now]
+    unknown = git.untracked([name for _, name in inside if name is not None])
+    lost = [file for file, name in inside if name is None or name in unknown or git.ignored(name)]
+    if lost:
+        raise Conflict("not_in_git", f"{named(lost)}: git does not have it; commit it first, or send `charter_text`")
 
 
 def _kept(git: Repository, fleet_file: Path, name: str) -> bool:

@@ -98,6 +98,15 @@ class Repository:
         """The commit that is checked out."""
         return self._asked("rev-parse", "--verify", "HEAD^{commit}")
 
+    def on_a_branch(self) -> bool:
+        """Whether HEAD is a branch's; commits on a detached one are lost with the next checkout."""
+        return self._says_yes("symbolic-ref", "--quiet", "HEAD")
+
+    def index_lock(self) -> Path | None:
+        """The lock of the index, while another git command holds it (or one that was killed left it)."""
+        lock = Path(self._git_dir, "index.lock")
+        return lock if lock.exists() else None
+
     def under_way(self) -> str | None:
         """What somebody is in the middle of: a merge, say."""
         return next((what for path, what in self._under_way.items() if path.exists()), None)

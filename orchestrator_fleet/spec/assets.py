@@ -57,6 +57,10 @@ class _Collector:
             if _PATH_LIKE.fullmatch(element) or element.startswith("../"):
                 self._problem(at, f"{element} leaves the fleet folder", "keep what runs inside it, or name it from /")
             return
+        if any(part.startswith(".") for part in pure.parts):
+            if self._folder.is_file(element):
+                self._problem(at, f"{element} is hidden, and so does not travel", "keep it under another name")
+            return
         if element not in self._is_file:
             self._is_file[element] = self._folder.is_file(element)
         if self._is_file[element]:

@@ -36,6 +36,9 @@ def _inside(value: str) -> str:
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value:
         raise ValueError(f"got {value!r}, wanted a path inside the fleet folder, without ..")
+    if any(part.startswith(".") for part in path.parts):
+        # What a bundle carries is read on machines and by agents: never .git, nor .fleet with its keys.
+        raise ValueError(f"got {value!r}, wanted no hidden file or folder; keep it under a name without a leading dot")
     return value
 
 

@@ -80,11 +80,15 @@ class Standing:
 
 @dataclass(slots=True)
 class Draft:
-    """Files of a fleet as they are and as they would be, by path inside its folder; None where there is none."""
+    """Files of a fleet as they are and as they would be, by path inside its folder; None where there is none.
+
+    `charters` are those that it would name, and does not name now.
+    """
 
     before: dict[str, bytes | None] = field(default_factory=dict)
     after: dict[str, bytes | None] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    charters: tuple[str, ...] = ()
 
     def puts(self, folder: Path) -> list[exchange.Put]:
         """What is to be put where; links are followed."""
@@ -130,7 +134,8 @@ def drafted(path: Path, edits: Sequence[Edit | NewFile], *, now: Standing, keeps
     for name in [name for name, after in draft.after.items() if after == draft.before[name]]:
         del draft.before[name], draft.after[name]
     if draft.after:
-        load_fleet(path, instead=draft.after)
+        named = load_fleet(path, instead=draft.after).charters
+        draft.charters = tuple(sorted(set(named) - set(now.fleet.charters)))
     return draft
 
 

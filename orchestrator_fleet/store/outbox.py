@@ -106,7 +106,7 @@ def append(conn: Connection, *new: Event) -> None:
     if not new:
         return
     if (caller := conn.info.get(_BY)) is not None:
-        new = tuple(msgspec.structs.replace(event, data={"by": caller, **event.data}) for event in new)
+        new = tuple(msgspec.structs.replace(event, data={**event.data, "by": caller}) for event in new)
     pending: list[Event] | None = conn.info.get(PENDING)
     if pending is not None:
         pending.extend(new)

@@ -27,11 +27,16 @@ def test_a_change_says_who_made_it_from_where_and_what_was_before(shared: Contro
 
 
 def test_what_was_done_to_an_orchestrator_is_told(shared: ControlPlane) -> None:
-    """With its status before."""
+    """With its status before and after; what ended by itself is nobody's change."""
     shared.json("POST", "/api/vps/vp-b/deactivate", json={"reason": "rest"})
     shared.json("POST", "/api/vps/vp-b/activate", json={})
     found = shared.json("GET", "/api/audit?orchestrator=vp-b&owner=person:me")["data"]
-    assert {"orchestrator_paused", "orchestrator_resumed"} <= {one["kind"] for one in found}
+    kinds = [one["kind"] for one in found]
+    assert {"orchestrator_paused", "orchestrator_resumed"} <= set(kinds)
+    ended = found[kinds.index("action_ended")]
+    assert (ended["owner"], ended["address"]) == ("person:me", "127.0.0.1")
+    assert (ended["before"]["status"], ended["after"]["status"]) == ("AWAY", "OFFLINE")
+    assert all(one["owner"] for one in shared.json("GET", "/api/audit?limit=100")["data"])
 
 
 def test_what_workers_and_clocks_do_is_no_audit_but_what_keys_report_is(shared: ControlPlane) -> None:

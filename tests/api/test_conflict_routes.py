@@ -83,9 +83,9 @@ def test_a_conflict_is_told_resolved_and_over(plane: ControlPlane) -> None:
     assert found(plane) == []
     assert found(plane, "?resolved=true") == [shown]
     assert problem(plane.ask("POST", path, key="fleet:write")) == (409, "already_resolved")
-    query = "select actor, data from events where kind = 'conflict_resolved'"
+    query = "select actor, data -> '$.by.owner', data -> '$.conflict' from events where kind = 'conflict_resolved'"
     assert plane.json("POST", "/api/sql", json={"query": query})["rows"] == [
-        [shown["resolved"]["by"], {"conflict": shown}]
+        [shown["resolved"]["by"], "service:ci", shown]
     ]
     plane.json("POST", f"/api/tasks/{waits['id']}/unblock")
     assert found(plane, "?resolved=true") == []

@@ -133,7 +133,9 @@ def test_a_new_orchestrator_is_a_commit_by_its_caller(plane: ControlPlane) -> No
     after = (plane.home / "fleet.yaml").read_text()
     assert all(line in after for line in before.splitlines())
     assert is_clean(plane)
-    assert problem(plane.ask("GET", "/api/vps/vp-new")) == (404, "not_found")
+    shown = plane.ask("GET", "/api/vps/vp-new")
+    assert (shown.json()["applied"], shown.json()["spec"]) == (False, made["spec"])
+    assert shown.headers["ETag"] == answer.headers["ETag"]
     (event,) = events(plane, "vp-new")
     assert (event["kind"], event["data"]["commit"], event["data"]["before"]) == (
         "orchestrator_declared",

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 from living_fleet import until
-from serving import SERVE, ControlPlane, free_port
+from serving import CLIENT, SERVE, ControlPlane, free_port
 
 from orchestrator_fleet.store import outbox
 from orchestrator_fleet.store.daemon_keys import register_daemon_keys
@@ -128,7 +128,7 @@ class Server:
         assert self.process is not None
         assert self.process.poll() is None, (self.plane.home / f"serve-{self.port}.log").read_text()[-4000:]
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            return CLIENT.get(f"{self.url}/readyz", timeout=2).status_code == 200
         return False
 
     def end(self, number: int = signal.SIGKILL) -> None:
@@ -303,7 +303,7 @@ class Storm:
         while True:
             server = self.servers[number % len(self.servers)]
             try:
-                answer = httpx.post(f"{server.url}/api/tasks", json={"title": f"t{number}", **fields}, headers=key)
+                answer = CLIENT.post(f"{server.url}/api/tasks", json={"title": f"t{number}", **fields}, headers=key)
             except httpx.TransportError:
                 time.sleep(0.05)
                 continue

@@ -80,7 +80,9 @@ def test_what_is_done_at_once_is_one_event_with_before_and_after(desk: Desk) -> 
     assert (done.outcome, done.ended_at_us) == ("done", done.at_us)
     (event,) = desk.store.read_sync(lambda c: outbox.read_after(c, 0))
     assert (event.kind, event.orchestrator, event.actor) == ("action_ended", "vp-a", "k-me")
-    assert event.data == {**actions.to_json(done), "before": ONLINE, "after": AWAY}
+    shown = actions.to_json(done)
+    by = shown.pop("by")
+    assert event.data == {**shown, "asked_by": by, "before": ONLINE, "after": AWAY}
     assert (event.data["duration_s"], event.data["state"]) == (0.0, "done")
 
 

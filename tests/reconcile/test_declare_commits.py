@@ -169,13 +169,27 @@ def test_a_fleet_below_the_top_of_its_repository(tmp_path: Path):
     assert home.git("show", "--name-only", "--format=", "HEAD") == "ops/fleet/fleet.yaml"
 
 
-def test_a_detached_head_moves(home: GitHome):
-    """And no branch does."""
+def test_a_detached_head_is_refused(home: GitHome):
+    """Its commits are on no branch, and lost with the next checkout."""
     home.git("checkout", "-q", "--detach")
-    before = home.git("rev-parse", "main")
-    done = home.declare(vp("vp-c"))
-    assert (home.head(), home.git("rev-parse", "main")) == (done.commit, before)
-    assert home.status() == ""
+    refused(home, "detached_head")
+    assert home.declare(vp("vp-c"), propose=True).branch is not None
+
+
+def test_an_index_that_somebody_holds_is_waited_for_and_then_refused(home: GitHome, monkeypatch: pytest.MonkeyPatch):
+    """A commit that the index does not know of would be undone by the next one of a person."""
+    monkeypatch.setattr(declaring, "INDEX_WAIT_S", 0.2)
+    (home.top / ".git/index.lock").write_text("")
+    refused(home, "busy")
+
+
+def test_a_charter_that_git_does_not_have_is_refused(home: GitHome):
+    """No clone of the commit would have it."""
+    home.write("charters/new.md", "---\nrole: New\n---\nDo.\n")
+    with pytest.raises(Conflict, match="git does not have it") as told:
+        home.declare(vp("vp-c", charter="charters/new.md"))
+    assert told.value.code == "not_in_git"
+    assert home.file.read_text() == FLEET
 
 
 def test_a_linked_worktree_has_a_head_of_its_own(home: GitHome, tmp_path: Path):
@@ -537,12 +551,16 @@ def test_what_else_git_says_is_passed_on(home: GitHome, monkeypatch: pytest.Monk
     assert home.file.read_text() == FLEET
 
 
+def _while_held(lock: Path, *edits: Edit) -> tuple[Edit, ...]:
+    lock.write_text("")
+    return edits
+
+
 def test_an_index_that_somebody_holds_is_brought_along_by_the_next(home: GitHome, monkeypatch: pytest.MonkeyPatch):
     """The commit and the files stand; the intent says what is left to do."""
     monkeypatch.setattr(declaring, "INDEX_WAIT_S", 0.2)
     lock = home.top / ".git/index.lock"
-    lock.write_text("")
-    home.declare(vp("vp-c"))
+    home.declare(make=lambda _: _while_held(lock, vp("vp-c")))
     lock.unlink()
     assert home.status() == "MM fleet.yaml"
     assert finish(home.file)
@@ -556,8 +574,7 @@ def test_git_that_fails_over_an_intent_leaves_it_to_the_next(
     """That it did not answer does not mean that the commit was taken back."""
     monkeypatch.setattr(declaring, "INDEX_WAIT_S", 0.2)
     lock = home.top / ".git/index.lock"
-    lock.write_text("")
-    home.declare(vp("vp-c"))
+    home.declare(make=lambda _: _while_held(lock, vp("vp-c")))
     lock.unlink()
     failing = tmp_path / "bin/git"
     failing.parent.mkdir()
