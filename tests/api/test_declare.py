@@ -150,7 +150,7 @@ def test_what_get_shows_changes_nothing_when_it_is_put(plane: ControlPlane) -> N
     """Though it has every default in it; and a change of one value changes one line."""
     post(plane, "vp-same", labels={"team": "x"})
     plane.publish()
-    until(lambda: plane.ask("GET", "/api/vps/vp-same").status_code == 200, "it is in force")
+    until(lambda: plane.json("GET", "/api/vps/vp-same")["applied"], "it is in force")
     shown = plane.json("GET", "/api/vps/vp-same")
     commit = head(plane)
     same = put(plane, "vp-same", shown["spec"], shown["version"]).json()
@@ -369,14 +369,14 @@ def test_what_others_name_or_somebody_protects_stays(plane: ControlPlane) -> Non
     assert problem(plane.ask("DELETE", "/api/vps/vp-safe")) == (409, "protected")
     post(plane, "vp-under", escalate_to=["vp-safe"])
     plane.publish()
-    until(lambda: plane.ask("GET", "/api/vps/vp-safe").status_code == 200, "it is in force")
+    until(lambda: plane.json("GET", "/api/vps/vp-safe")["applied"], "it is in force")
     shown = plane.json("GET", "/api/vps/vp-safe")
     assert put(plane, "vp-safe", {**shown["spec"], "protect": False}, shown["version"]).status_code == 200
     still = plane.ask("DELETE", "/api/vps/vp-safe")
     assert problem(still) == (409, "protected")
     assert "apply" in still.json()["detail"]
     plane.publish()
-    until(lambda: plane.json("GET", "/api/vps/vp-safe")["spec"]["protect"] is False, "it is lifted")
+    until(lambda: plane.json("GET", "/api/vps/vp-safe")["applied"], "it is lifted")
     refused = plane.ask("DELETE", "/api/vps/vp-safe")
     assert problem(refused) == (409, "referenced")
     assert "orchestrators.vp-under.escalate_to[0]" in refused.json()["detail"]
