@@ -17,12 +17,11 @@ from litestar import Response, delete, post, put
 from litestar.params import Parameter
 from sqlalchemy import Connection
 
-from orchestrator_fleet.api import applying, authorship, declaring, once, wanted
+from orchestrator_fleet.api import applying, asking, authorship, declaring, once, wanted
 from orchestrator_fleet.api.asking import Asked, OfPlane, Text, acts, needs
 from orchestrator_fleet.api.bodies import document_of
 from orchestrator_fleet.api.once import Reply
 from orchestrator_fleet.api.plane import Plane
-from orchestrator_fleet.api.problems import Forbidden
 from orchestrator_fleet.api.reconciler import Pass
 from orchestrator_fleet.api.spec_schema import Declaring, Replacing
 from orchestrator_fleet.api.task_routes import also
@@ -64,8 +63,7 @@ async def declare_vp(
     *, request: Asked, plane: OfPlane, apply: Apply = False, reason: Text = None, idempotency_key: once.Key = None
 ) -> Response[dict[str, Any]]:
     """Declare an orchestrator: its entry in fleet.yaml, and with `charter_text` its charter, as one commit."""
-    if request.auth.acts_for is not None:
-        raise Forbidden(f"the key of {request.auth.owner} acts for it alone; take a person's or a service's key")
+    asking.check_for_all(request.auth)
     declaring.refuse_writes(plane)
     ask = await once.keyed(request, plane, idempotency_key)
     body = document_of(await request.body())

@@ -33,8 +33,6 @@ _CLEARER = (
     (re.compile(re.escape(f"Expected str matching regex {NO_NUL!r}")), "got a NUL character; leave it out"),
 )
 
-Forbidden = errors.Forbidden
-
 _log = log.get(__name__)
 
 

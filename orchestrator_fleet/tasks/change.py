@@ -51,7 +51,7 @@ def cancel(conn: Connection, *, task_id: str, reason: str | None, actor: str, no
         after,
         actor=actor,
         now_us=now_us,
-        before=rows.replaced(task, after),
+        was=task,
         reason=reason,
         run_s=run_s,
     )
@@ -73,7 +73,7 @@ def block(
         after,
         actor=actor,
         now_us=now_us,
-        before=rows.replaced(task, after),
+        was=task,
         reason=reason,
         run_s=run_s,
     )
@@ -103,9 +103,7 @@ def reject(conn: Connection, *, task_id: str, reason: str | None, actor: str, no
     task = rows.get_to_change(conn, task_id)
     _refuse_not_awaiting(task)
     after = rows.apply(conn, task, transitions.cancelled(task, now_us=now_us), now_us=now_us)
-    rows.tell(
-        conn, "task_rejected", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason
-    )
+    rows.tell(conn, "task_rejected", after, actor=actor, now_us=now_us, was=task, reason=reason)
     dependencies.follow(conn, after, actor=actor, now_us=now_us)
     return after
 
@@ -121,7 +119,7 @@ def release(conn: Connection, *, task_id: str, reason: str | None, actor: str, n
         after,
         actor=actor,
         now_us=now_us,
-        before=rows.replaced(task, after),
+        was=task,
         reason=reason,
         run_s=run_s,
     )
@@ -153,7 +151,7 @@ def assign(
     condition = task.condition if task.status == "BLOCKED" else None
     change = transitions.edited(orchestrator=orchestrator, route=route, condition=condition)
     after = rows.apply(conn, task, change, now_us=now_us)
-    rows.tell(conn, "task_routed", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason)
+    rows.tell(conn, "task_routed", after, actor=actor, now_us=now_us, was=task, reason=reason)
     return Changed(task=after, stopped=stopped)
 
 
@@ -192,7 +190,7 @@ def update_task(
         after,
         actor=actor,
         now_us=now_us,
-        before=rows.replaced(task, after),
+        was=task,
         fields=sorted(changed),
         reason=reason,
     )
@@ -252,7 +250,7 @@ def set_status(
         after,
         actor=actor,
         now_us=now_us,
-        before=rows.replaced(task, after),
+        was=task,
         outcome="done",
         reason=reason,
         run_s=run_s,
@@ -333,7 +331,7 @@ def _free(
         values["depends_on"] = [one for one in task.depends_on if one not in cancelled]
         dependencies.rewrite(conn, task.id, values["depends_on"])
     after = rows.apply(conn, task, transitions.Change(values), now_us=now_us)
-    rows.tell(conn, kind, after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=reason)
+    rows.tell(conn, kind, after, actor=actor, now_us=now_us, was=task, reason=reason)
     return after
 
 
@@ -371,17 +369,13 @@ def _wait_anew(conn: Connection, task: TaskRow, *, actor: str, now_us: int) -> T
     if condition is not None and task.status == "TODO":
         change = transitions.blocked(task, reason="dependency", condition=condition)
         after = rows.apply(conn, task, change, now_us=now_us)
-        rows.tell(
-            conn, "task_blocked", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=condition
-        )
+        rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, was=task, reason=condition)
         return after
     if condition is not None and task.blocked_reason in ("quota", "budget"):
         # Time alone would put it in line; from now on it waits for more than that.
         change = transitions.Change({"blocked_reason": "dependency", "condition": condition, "ripens_at_us": None})
         after = rows.apply(conn, task, change, now_us=now_us)
-        rows.tell(
-            conn, "task_blocked", after, actor=actor, now_us=now_us, before=rows.replaced(task, after), reason=condition
-        )
+        rows.tell(conn, "task_blocked", after, actor=actor, now_us=now_us, was=task, reason=condition)
         return after
     if condition is not None and waits and condition != task.condition:
         return rows.apply(conn, task, transitions.edited(condition=condition), now_us=now_us)

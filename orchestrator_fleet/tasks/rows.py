@@ -98,15 +98,21 @@ def _update(columns: tuple[str, ...]) -> Statement:
     return Statement(_UPDATE, sets=columns)
 
 
-def replaced(before: TaskRow, after: TaskRow) -> dict[str, Any]:
-    """What a change has replaced, as the API shows it: the audit's `before`; what the change itself wrote is `task`."""
-    was, now = view.to_json(before), view.to_json(after)
-    return {name: value for name, value in was.items() if value != now.get(name) and name not in _ALWAYS_MOVES}
+def tell(
+    conn: Connection, kind: str, task: TaskRow, *, actor: str, now_us: int, was: TaskRow | None = None, **data: Any
+) -> None:
+    """Write the event of a change; `data` is what the kind needs beside the task, None values left out.
+
+    With `was`, the task before it, the event also says what was replaced.
+    """
+    before = None if was is None else _replaced(was, task)
+    outbox.append(conn, event(kind, task, actor=actor, now_us=now_us, before=before, **data))
 
 
-def tell(conn: Connection, kind: str, task: TaskRow, *, actor: str, now_us: int, **data: Any) -> None:
-    """Write the event of a change; `data` is what the kind needs beside the task, None values left out."""
-    outbox.append(conn, event(kind, task, actor=actor, now_us=now_us, **data))
+def _replaced(was: TaskRow, now: TaskRow) -> dict[str, Any]:
+    """The values that a change has replaced, as the API shows them."""
+    before, after = view.to_json(was), view.to_json(now)
+    return {name: value for name, value in before.items() if value != after.get(name) and name not in _ALWAYS_MOVES}
 
 
 def event(kind: str, task: TaskRow, *, actor: str, now_us: int, **data: Any) -> outbox.Event:
