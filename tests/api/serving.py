@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import msgspec
 
@@ -125,7 +126,7 @@ class ControlPlane:
     def publish(self) -> None:
         """Apply the control plane's part of fleet.yaml, as `fleet apply` does."""
         command = [sys.executable, "-c", PUBLISH, str(self.home / "fleet.yaml")]
-        subprocess.run(command, check=True, timeout=DEADLINE_S)
+        forked.run(command, check=True, timeout=DEADLINE_S)
 
     def daemon_key(self, orchestrator: str, machine: str = "m01") -> str:
         """Make a daemon's key known, as `fleet apply` does, and answer it."""
@@ -137,7 +138,7 @@ class ControlPlane:
     def popen(self, script: str = SERVE) -> subprocess.Popen[bytes]:
         """Start a server process; nothing is awaited."""
         with (self.home / "serve.log").open("ab") as log:
-            return subprocess.Popen(
+            return forked.Popen(
                 [sys.executable, "-c", script, str(self.home / "fleet.yaml")],
                 stdout=log,
                 stderr=log,

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 from living_fleet import until
 from serving import CLIENT, SERVE, ControlPlane, free_port
@@ -112,7 +113,7 @@ class Server:
         if self.store:
             environ["FLEET_STORE"] = self.store
         with (self.plane.home / f"serve-{self.port}.log").open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [sys.executable, "-c", SERVE_AT, str(self.plane.home / "fleet.yaml"), str(self.port)],
                 stdout=log,
                 stderr=log,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-FLEET = str(Path(sys.executable).with_name("fleet"))
+import forked
+from forked import FLEET
+
 TIMEOUT_S = 60
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -18,7 +19,7 @@ def run_in(folder: Path) -> Run:
 
     def run(*args: str, code: int = 0, cwd: Path = folder, stdin: str = "", **env: str):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("FLEET_") and k != "NO_COLOR"}
-        done = subprocess.run(
+        done = forked.run(
             [FLEET, *args],
             cwd=cwd,
             env={**clean, **env},

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import pytest
 from living_daemon import NAME, SH, LivingMachine, until
@@ -52,7 +53,7 @@ keys:
     def start(self) -> None:
         """Serve, and wait until it is ready."""
         with (self.home / "serve.log").open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [sys.executable, "-c", SERVE, str(self.home / "fleet.yaml")],
                 cwd=self.home,
                 env={"PATH": os.environ["PATH"], "HOME": str(self.home)},
