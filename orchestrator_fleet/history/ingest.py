@@ -29,6 +29,7 @@ from orchestrator_fleet.store.schema import events as outbox
 MAX_BATCH_ROWS = 10_000
 MAX_BATCH_BYTES = 32 << 20
 READ_ROWS = 500
+CLOSE_WAIT_S, CLOSE_POLL_S = 5.0, 0.01
 MAX_FLUSH_S = 600.0
 # SQLite's transactions are snapshots already.
 _SNAPSHOT: dict[str, dict[str, Any]] = {
@@ -205,7 +206,7 @@ class Ingester:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            _let_go(self._connection, self.path)
             self._connection = None
         if self._engine is not None:
             self._engine.dispose()
@@ -256,6 +257,22 @@ class Ingester:
             told = str(getattr(error, "orig", None) or error).splitlines()[0]
             shown = self._url.render_as_string(hide_password=True)
             raise StoreError(f"{shown}: the outbox can't be read: {told}; the history waits until it can") from error
+
+
+def _let_go(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Close it. Somebody who was given up on may still be in a call: DuckDB refuses then instead of waiting."""
+    deadline = time.monotonic() + CLOSE_WAIT_S
+    while True:
+        try:
+            connection.close()
+        except duckdb.ResourceInUseException as error:
+            if time.monotonic() > deadline:
+                raise database.HistoryUnusable(
+                    f"{path}: still in use {CLOSE_WAIT_S:g} s after it was to be closed; what it lacks comes later"
+                ) from error
+            time.sleep(CLOSE_POLL_S)
+        else:
+            return
 
 
 def _driven(url: sa.URL) -> sa.URL:

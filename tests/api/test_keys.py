@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -494,7 +495,7 @@ def test_keys_are_listed_with_their_last_use(served: ControlPlane) -> None:
     assert mine["state"] == "revoked"
     assert mine["revoked"]
     served.stop()  # writes what was noted
-    command = ["python", "-m", "orchestrator_fleet.cli.main", "key", "list", "--json"]
+    command = [sys.executable, "-m", "orchestrator_fleet.cli.main", "key", "list", "--json"]
     told = json.loads(subprocess.run(command, cwd=served.home, check=True, capture_output=True, timeout=30).stdout)
     (shown,) = [one for one in told["data"] if one["id"] == mine["id"]]
     assert (shown["state"], shown["last_used_at"]) == ("revoked", mine["last_used_at"])

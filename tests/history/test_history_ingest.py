@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 from story import Story
@@ -167,6 +169,24 @@ def test_a_question_waits_for_the_one_before_it(story: Story, tmp_path: Path) ->
     threading.Timer(0.3, child.kill).start()
     assert door.ask_files(story.url, path, "select count(*) from events").rows == [[3]]
     child.communicate(timeout=10)
+
+
+def test_it_is_closed_while_a_question_that_nobody_waits_for_is_answered(history: Ingester) -> None:
+    """DuckDB refuses to close it then, and does when the answer is there."""
+    history.flush()
+    cursor, asked = history.cursor(), threading.Event()
+
+    def answer() -> None:
+        asked.set()
+        with contextlib.suppress(duckdb.Error):  # it may be closed between the two calls
+            cursor.execute("SELECT count(*) FROM range(300_000_000) t(a) WHERE a % 7 = 3").fetchall()
+
+    asking = threading.Thread(target=answer)
+    asking.start()
+    asked.wait(10)
+    history.close()
+    asking.join(30)
+    assert not asking.is_alive()
 
 
 def test_a_deleted_history_is_made_anew_from_the_outbox(story: Story, history: Ingester) -> None:

@@ -82,13 +82,14 @@ async def test_a_daemon_of_one_is_seen_by_the_other_and_its_start_and_end_change
         assert grant.task["id"] == made["id"]
         await asyncio.to_thread(b.json, "POST", f"/api/tasks/{made['id']}/cancel", json={})
         assert (await peer.cancelled()).task == made["id"]
-    kinds = await asyncio.to_thread(
-        b.json,
-        "POST",
-        "/api/sql",
-        json={"query": "select kind from events where kind like 'orchestrator%' order by id"},
-    )
-    assert [kind for (kind,) in kinds["rows"]] == ["orchestrator_online", "orchestrator_offline"]
+
+    def told() -> list[str]:
+        query = "select kind from events where kind like 'orchestrator%' order by id"
+        return [kind for (kind,) in b.json("POST", "/api/sql", json={"query": query})["rows"]]
+
+    # Who hangs up does not wait until that is written down.
+    await asyncio.to_thread(until, lambda: "orchestrator_offline" in told(), "its end is told")
+    assert await asyncio.to_thread(told) == ["orchestrator_online", "orchestrator_offline"]
 
 
 def test_both_are_back_after_a_restart_of_postgresql(two_on_own: Two, own_server: PostgresServer) -> None:
